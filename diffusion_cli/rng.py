@@ -1,0 +1,133 @@
+"""Counter-based randomness: every number is a function of where it is used.
+
+Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"),
+key = seed, counter = (element / 4, sample, step, stream). No state is kept or saved.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in 32 bits
+
+
+def philox(counter: Sequence[Tensor | int], seed: int) -> list[Tensor]:
+    """Four 32-bit words for every 128-bit counter, as int64 tensors.
+
+    int64 products wrap modulo 2^64, which leaves both halves of the unsigned product.
+    """
+    c0, c1, c2, c3 = (torch.as_tensor(word) for word in counter)
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(10):
+        low = c0 * _MULTIPLIERS[0]
+        high = c2 * _MULTIPLIERS[1]
+        c0 = ((high >> 32) & _MASK) ^ c1 ^ k0
+        c2 = ((low >> 32) & _MASK) ^ c3 ^ k1
+        c1, c3 = high & _MASK, low & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return list(torch.broadcast_tensors(c0, c1, c2, c3))
+
+
+@lru_cache(maxsize=4096)
+def _stream(parent: int, name: str) -> int:
+    return zlib.crc32(f"{parent}/{name}".encode())
+
+
+class Rng:
+    """The random numbers of (seed, stream, step), one row per sample.
+
+    A draw is pure: the same `Rng` gives the same numbers again. Two purposes therefore
+    take two streams (`rng.child("time")`), two steps take two counters (`rng.at(i)`).
+
+    Args:
+        seed: Key of the generator, `0 <= seed < 2**63`.
+        rows: Indices of the samples, (B,) int64; they also choose the device.
+        step: Step counter.
+        stream: Purpose, as 32 bits; made by `child`.
+    """
+
+    def __init__(self, seed: int, rows: Tensor, step: int = 0, stream: int = 0) -> None:
+        self.seed, self.rows, self.step, self.stream = seed, rows, step, stream
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are made."""
+        return self.rows.device
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def child(self, name: str) -> Rng:
+        """The stream of another purpose."""
+        return Rng(self.seed, self.rows, self.step, _stream(self.stream, name))
+
+    def at(self, step: int) -> Rng:
+        """The same stream at another step."""
+        return Rng(self.seed, self.rows, step, self.stream)
+
+    def of(self, rows: Tensor) -> Rng:
+        """The same stream for other samples."""
+        return Rng(self.seed, rows, self.step, self.stream)
+
+    def shared(self) -> Rng:
+        """One row that all samples of a step have in common, whatever the split."""
+        return self.of(torch.zeros(1, dtype=torch.int64, device=self.device))
+
+    def words(self, count: int) -> Tensor:
+        """`count` 32-bit words per sample: (B, count) int64."""
+        blocks = -(-count // 4)
+        element = torch.arange(blocks, device=self.device)
+        counter = (element, self.rows[:, None], self.step & _MASK, self.stream)
+        words = torch.stack(philox(counter, self.seed), -1)  # (B, blocks, 4)
+        return words.reshape(len(self.rows), blocks * 4)[:, :count]
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniforms in the open interval (0, 1), float64, 32 bits each; `shape[0] = B`."""
+        count = math.prod(shape[1:])
+        return ((self.words(count).double() + 0.5) / 2**32).reshape(*shape)
+
+    def normal(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Standard normals by Box-Muller in float64, rounded to `dtype`; `shape[0] = B`."""
+        count = math.prod(shape[1:])
+        pairs = self.uniform((len(self.rows), count + count % 2)).unflatten(1, (-1, 2))
+        radius = (-2 * pairs[..., 0].log()).sqrt()
+        angle = 2 * math.pi * pairs[..., 1]
+        normals = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
+        return normals.flatten(1)[:, :count].to(dtype).reshape(*shape)
+
+    def integers(self, high: int, shape: Sequence[int]) -> Tensor:
+        """Integers in `0 .. high - 1`, int64; `shape[0] = B`."""
+        return (self.uniform(shape) * high).long().clamp_(max=high - 1)
+
+
+def shuffled(index: Tensor, length: int, seed: int) -> Tensor:
+    """Where a random permutation of `0 .. length - 1` sends each position, (B,) int64.
+
+    Element `i` of epoch `i // length`: a four-round Feistel network on the smallest even
+    number of bits, walked along its cycle until it lands inside; O(1) memory, so order
+    and resume are arithmetic (Black and Rogaway 2002, "Ciphers with arbitrary finite
+    domains").
+    """
+    epoch, position = index // length, index % length
+    half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    outside = torch.ones_like(position, dtype=torch.bool)
+    while True:
+        left, right = position >> half, position & mask
+        for turn in range(4):
+            mixed = philox((right, turn, epoch & _MASK, epoch >> 32), seed)[0]
+            left, right = right, left ^ (mixed & mask)
+        position = torch.where(outside, (left << half) | right, position)
+        outside = outside & (position >= length)
+        if not bool(outside.any()):
+            return position
