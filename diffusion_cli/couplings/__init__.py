@@ -1,0 +1,23 @@
+"""Couplings: which noise goes with which datum."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from diffusion_cli.registry import Registry
+from diffusion_cli.rng import Rng
+
+Coupled = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+
+class Coupling(ABC):
+    """Pairs clean samples with noise; both marginals stay as they are."""
+
+    @abstractmethod
+    def __call__(self, x0: Tensor, noise: Tensor, rng: Rng, **cond: Tensor) -> Coupled:
+        """The paired (x_0, noise, conditions), each with one row per sample."""
+
+
+couplings: Registry[Coupling] = Registry("coupling", Coupling, __name__)

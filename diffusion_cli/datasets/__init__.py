@@ -1,0 +1,58 @@
+"""Data sets: samples by index, so that order and resume are arithmetic."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion_cli.core import Spec
+from diffusion_cli.registry import Registry
+from diffusion_cli.rng import Rng
+
+Batch = tuple[Tensor, dict[str, Tensor]]
+
+
+class Dataset(ABC):
+    """A finite set of samples, addressed by index.
+
+    The constructor only looks at its own arguments (`ValueError`); `prepare` may read
+    files and download, and sets `spec`. So a command is refused before data is read.
+    """
+
+    spec: Spec
+
+    def prepare(self) -> None:  # noqa: B027  # nothing to do for data that is embedded
+        """Read or download the data once (`DataError`, `EnvironmentFault`)."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def batch(self, indices: Tensor, rng: Rng) -> Batch:
+        """The samples at `indices` (B,), float32 in [-1, 1] or int64 tokens.
+
+        Conditions are a dictionary with one row per sample (`label`, `extra`); `rng`
+        has the same rows and serves augmentation. All is on the device of `indices`
+        if the data is resident there, else on the CPU.
+        """
+
+    def to(self, device: torch.device) -> bool:
+        """Move the data to `device` if it is small; whether it is resident there now."""
+        return False
+
+    @classmethod
+    @abstractmethod
+    def save(cls, x: Tensor, spec: Spec, folder: Path, first: int) -> None:
+        """Write samples as files numbered from `first`; needs no data set on disk."""
+
+    @classmethod
+    @abstractmethod
+    def picture(cls, x: Tensor, spec: Spec) -> Tensor:
+        """An overview of a batch, uint8 (3, H, W): a grid of images, a scatter plot."""
+
+
+datasets: Registry[Dataset] = Registry("dataset", Dataset, __name__)

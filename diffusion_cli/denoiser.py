@@ -1,0 +1,78 @@
+"""Denoisers: beliefs about clean data; `Model` is the one that a run trains."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_cli.core import Posterior, Spec
+from diffusion_cli.networks import Network
+from diffusion_cli.parametrisations import Parametrisation
+from diffusion_cli.processes import Process
+
+
+class Denoiser(nn.Module, ABC):
+    """A belief about x_0 for every state, time and condition."""
+
+    process: Process
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
+        """q(x_0 | x_t); `t` is () or (B,), conditions have one row per sample."""
+
+    def given(self, **cond: Tensor) -> Denoiser:
+        """The same belief with conditions bound, so that samplers never see them."""
+        return _Given(self, cond) if cond else self
+
+
+class _Given(Denoiser):
+    def __init__(self, inner: Denoiser, cond: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.inner, self.cond, self.process = inner, cond, inner.process
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
+        return self.inner(x, t, **self.cond, **cond)  # type: ignore[no-any-return]
+
+
+class Model(Denoiser):
+    """A process, a network, and how the network's output is read.
+
+    `around` is entered around the network alone (autocast); the state, the scaling and
+    the read-out stay in float32 or float64.
+
+    Args:
+        spec: The data the model was built for.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        network: Network,
+        parametrisation: Parametrisation,
+        spec: Spec,
+    ) -> None:
+        super().__init__()
+        self.process, self.network = process, network
+        self.parametrisation, self.spec = parametrisation, spec
+        self.around: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
+        return self.parametrisation.posterior(
+            self.output(x, t, **cond), x, t, self.process
+        )
+
+    def output(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        """The raw output F of the network, in the precision of `x`."""
+        scaled, level = self.parametrisation.inputs(x, t, self.process)
+        weights = next(self.network.parameters())
+        if scaled.is_floating_point():
+            scaled = scaled.to(weights.dtype)
+        level = level.to(weights.device, weights.dtype).expand(len(x))
+        with self.around():
+            out = self.network(scaled, level, **cond)
+        precision = x.dtype if x.is_floating_point() else torch.float32
+        return out.to(precision)  # type: ignore[no-any-return]

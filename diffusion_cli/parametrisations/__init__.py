@@ -1,0 +1,41 @@
+"""Parametrisations: what the raw output of a network means."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from diffusion_cli.core import Posterior, Spec
+from diffusion_cli.processes import Process
+from diffusion_cli.registry import Registry
+
+
+class Parametrisation(ABC):
+    """Turns (x_t, t) into what a network sees, and its output F into a belief about x_0."""
+
+    needs: ClassVar[type[Process]] = Process
+
+    def fits(self, process: Process) -> str | None:
+        """Why this reading is not defined for `process`, or None; both already built."""
+        return None
+
+    def out(self, state: Spec) -> tuple[int, ...]:
+        """Shape of the network's output for one sample; by default, that of the state."""
+        return state.shape
+
+    @abstractmethod
+    def inputs(self, x: Tensor, t: Tensor, process: Process) -> tuple[Tensor, Tensor]:
+        """The scaled state, and the noise level as a number of order one, () or (B,)."""
+
+    @abstractmethod
+    def posterior(
+        self, out: Tensor, x: Tensor, t: Tensor, process: Process
+    ) -> Posterior:
+        """The belief, in the precision of `x` (float32 or float64)."""
+
+
+parametrisations: Registry[Parametrisation] = Registry(
+    "parametrisation", Parametrisation, __name__
+)

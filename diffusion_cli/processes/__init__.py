@@ -1,0 +1,85 @@
+"""Processes: how data is spoilt, where that ends, and how one step is undone.
+
+Time runs from t = 0, data, to t = 1, the prior. What a process can do is its abstract
+ancestor, Process > Flow > Affine > Diffusion; others name the one they need.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from diffusion_cli.core import Posterior, Spec
+from diffusion_cli.registry import Registry
+from diffusion_cli.rng import Rng
+
+
+class Process(nn.Module, ABC):
+    """A forward process x_0 -> x_t. A module, so fitted statistics reach the checkpoint.
+
+    `t` is () or (B,), float64; a time of shape () holds for the whole batch.
+    """
+
+    span: tuple[float, float] = (0.0, 1.0)  # times at which the process is well defined
+    levels: int | None = None  # number of times it knows, 1/levels .. 1; None: all times
+
+    def state(self, data: Spec) -> Spec:
+        """What x_t looks like; by default, like the data."""
+        return data
+
+    def fit(self, batches: Iterable[Tensor]) -> None:  # noqa: B027  # optional
+        """Learn the statistics of the prior from data; called by a fresh run only."""
+
+    @abstractmethod
+    def noise(self, x0: Tensor, rng: Rng) -> Tensor:
+        """All randomness of one corruption, a row per sample."""
+
+    @abstractmethod
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t = F_t(x_0, noise): deterministic."""
+
+    @abstractmethod
+    def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
+        """Draw x_1, of shape (B, ...)."""
+
+    @abstractmethod
+    def reverse(
+        self, q: Posterior, x: Tensor, t: Tensor, s: Tensor, rng: Rng, **how: Any
+    ) -> Tensor:
+        """Draw x_s given x_t and a belief about x_0, s < t.
+
+        Each process declares its own keywords `how` (`eta`, `kernel`, ...).
+        """
+
+
+class Chart(NamedTuple):
+    """Coordinates in which an ODE is integrated: y = x / scale, as a function of clock."""
+
+    scale: Tensor
+    clock: Tensor
+
+
+class Flow(Process):
+    """A process whose marginals are also carried by an ODE."""
+
+    @abstractmethod
+    def velocity(self, q: Posterior, x: Tensor, t: Tensor) -> Tensor:
+        """dx/dt of the probability-flow ODE, the shape of `x`."""
+
+    @abstractmethod
+    def log_prior(self, x: Tensor) -> Tensor:
+        """log p_1(x) in nats, (B,)."""
+
+    @abstractmethod
+    def chart(self, t: Tensor) -> Chart:
+        """The coordinates in which this process is integrated best."""
+
+    @abstractmethod
+    def slope(self, q: Posterior, x: Tensor, t: Tensor) -> Tensor:
+        """d(x / scale) / d clock in the coordinates of `chart`, the shape of `x`."""
+
+
+processes: Registry[Process] = Registry("process", Process, __name__)
