@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
+from math import isnan
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as type_hints
 
@@ -216,10 +217,10 @@ def convert(value: Any, annotation: Any) -> Any:
         if isinstance(value, bool) and annotation is bool:
             return value
     elif annotation is int:
-        if isinstance(value, int | float) and value == value and value == int(value):
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
             return int(value)
     elif annotation is float:
-        if isinstance(value, int | float) and value == value:
+        if isinstance(value, int | float) and not isnan(value):
             return float(value)
     elif annotation is str:
         if isinstance(value, str):

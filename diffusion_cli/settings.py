@@ -1,0 +1,210 @@
+"""The keys that are not components: their names, types, defaults and ranges.
+
+Free of torch, so that a wrong key is refused before torch is imported. The dataclasses
+are the schema of `train.yaml` and `sample.yaml`; ranges are checked on construction.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def require(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Raise `ValueError` naming the key, its value and the allowed range."""
+    if not holds:
+        raise ValueError(f"{key}: must be {allowed}, got {value!r}")
+
+
+def seconds(limit: float | str | None) -> float:
+    """A time budget in seconds from a number, `90s`, `30m`, `12h` or `HH:MM:SS`."""
+    if limit is None:
+        return math.inf
+    if isinstance(limit, int | float):
+        return float(limit)
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", limit):
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    if re.fullmatch(r"\d+(:\d{1,2}){1,2}", limit):
+        parts = [int(part) for part in limit.split(":")]
+        return float(sum(part * 60**i for i, part in enumerate(reversed(parts))))
+    raise ValueError(f"time_limit: must be seconds, `90s`, `30m` or `HH:MM:SS`, got {limit!r}")
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """`trainer.*`: how long, how large, how precisely.
+
+    Args:
+        steps: Optimiser steps of the whole run.
+        batch: Samples per optimiser step, over all devices.
+        micro_batch: Samples per forward pass; null means `batch`.
+        devices: Number of devices of this machine.
+        precision: `auto` is bf16 where the device computes it fast, else fp32.
+        recompute: What the backward pass computes again to save memory.
+        compile: Compile the network with `torch.compile`, in place.
+        clip: Largest gradient norm; 0 turns clipping off.
+        time_limit: Save and stop after this time: seconds, `30m`, `12h`, `HH:MM:SS`.
+        warmup: Steps over which the learning rate rises from 0.
+        decay: How the learning rate falls after the warm-up.
+        ema: Half-lives of the averaged weights, in steps; the first is sampled from.
+        ema_ramp: A half-life is at most this fraction of the steps done so far.
+        workers: Loader processes for data too large to live on the device.
+        deterministic: Deterministic kernels on CUDA; the CPU always is.
+    """
+
+    steps: int = 200_000
+    batch: int = 128
+    micro_batch: int | None = None
+    devices: int = 1
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    recompute: Literal["none", "blocks", "attention"] = "none"
+    compile: bool = False
+    clip: float = 1.0
+    time_limit: float | str | None = None
+    warmup: int = 0
+    decay: Literal["constant", "cosine", "linear", "inverse_sqrt"] = "constant"
+    ema: tuple[float, ...] = (7000.0,)
+    ema_ramp: float | None = 0.05
+    workers: int = 2
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every range; the first one that fails is a `ValueError`."""
+        require(self.steps >= 1, "steps", self.steps, ">= 1")
+        require(self.batch >= 1, "batch", self.batch, ">= 1")
+        micro = self.micro_batch
+        if micro is not None:
+            divides = micro >= 1 and self.batch % micro == 0
+            require(divides, "micro_batch", micro, f"a divisor of batch={self.batch}")
+        require(self.devices == 1, "devices", self.devices, "1 in this version")
+        require(self.clip >= 0, "clip", self.clip, ">= 0")
+        require(seconds(self.time_limit) > 0, "time_limit", self.time_limit, "> 0")
+        require(self.warmup >= 0, "warmup", self.warmup, ">= 0")
+        for half_life in self.ema:
+            require(half_life > 0, "ema", half_life, "half-lives > 0 steps")
+        ramp = self.ema_ramp
+        require(ramp is None or ramp > 0, "ema_ramp", ramp, "> 0 or null")
+        require(self.workers >= 0, "workers", self.workers, ">= 0")
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches per step."""
+        return self.batch // (self.micro_batch or self.batch)
+
+
+@dataclass(frozen=True)
+class Every:
+    """`every.*`: steps between two logs, saves and previews; 0 turns one off."""
+
+    log: int = 100
+    save: int = 10_000
+    preview: int = 5_000
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.log >= 1, "log", self.log, ">= 1")
+        require(self.save >= 0, "save", self.save, ">= 0")
+        require(self.preview >= 0, "preview", self.preview, ">= 0")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """`checkpoint.*`: which checkpoints stay.
+
+    Args:
+        keep: How many of the newest; 0 keeps all.
+        keep_every: Keep every multiple of this step for good; 0 keeps none for good.
+    """
+
+    keep: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.keep == 0 or self.keep >= 2, "keep", self.keep, "0 or >= 2")
+        require(self.keep_every >= 0, "keep_every", self.keep_every, ">= 0")
+
+
+Format = Literal["png", "npz", "grid"]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """The keys of `sample.yaml`.
+
+    Args:
+        ckpt: A run folder, a checkpoint folder, or the unique beginning of a run's name.
+        n: Number of samples.
+        batch: Samples per chunk; the bits of a sample depend on it, its content does not.
+        steps: Steps of the sampler; null leaves the sampler's own.
+        nfe: Denoiser calls instead of steps: as many steps as fit.
+        label: Class of every sample: an index or a name, a list to cycle through, -1 for
+            no class; null draws one per sample.
+        seed: Seed of the samples, not of the run.
+        weights: `ema`, `ema-<half-life>` or `raw`.
+        format: What to write: one file per sample, one array, one picture of all.
+        trajectory: A film or a strip of the states between prior and data.
+        out: Folder to write to; null is a folder in the run, named by what was asked.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        precision: Precision of the network alone.
+        dtype: Precision of the solver's state.
+    """
+
+    ckpt: str
+    n: int = 64
+    batch: int = 64
+    steps: int | None = None
+    nfe: int | None = None
+    label: int | str | list[int | str] | None = None
+    seed: int = 0
+    weights: str = "ema"
+    format: list[Format] | Format = field(default_factory=lambda: ["png", "grid"])  # type: ignore[assignment]
+    trajectory: Literal["gif", "strip"] | None = None
+    out: str | None = None
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.n >= 1, "n", self.n, ">= 1")
+        require(self.batch >= 1, "batch", self.batch, ">= 1")
+        require(self.steps is None or self.steps >= 1, "steps", self.steps, ">= 1")
+        require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, ">= 1")
+        both = self.steps is not None and self.nfe is not None
+        require(not both, "nfe", self.nfe, "given without steps")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
+        require(bool(self.format), "format", self.format, "png, npz or grid")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The top-level keys of `train.yaml` that are neither components nor groups.
+
+    Args:
+        seed: Everything random follows from it.
+        name: Beginning of the run folder's name; null is the experiment's name.
+        out: The run folder; null is `runs/<name>-<id>`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        init: A run to start from: its weights, by name.
+        trainable: Glob over parameter names; the rest is frozen.
+        fresh: Begin again although the folder holds checkpoints (they are set aside).
+        plugins: Python files or modules to import first.
+    """
+
+    seed: int = 0
+    name: str | None = None
+    out: str | None = None
+    device: str = "auto"
+    init: str | None = None
+    trainable: str | None = None
+    fresh: bool = False
+    plugins: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
+        plain = self.name is None or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name)
+        require(bool(plain), "name", self.name, "letters, digits and `._-`")
