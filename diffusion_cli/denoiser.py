@@ -19,6 +19,8 @@ class Denoiser(nn.Module, ABC):
     """A belief about x_0 for every state, time and condition."""
 
     process: Process
+    needs: type[Process] = Process  # what a guidance asks of the process
+    labelled: bool = False  # whether a guidance asks for labels that can be left out
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:

@@ -145,13 +145,17 @@ def check_call(
     """Bind `values` to a signature: defaults filled in, and all that is wrong."""
     bound: dict[str, Any] = {}
     errors: list[ConfigError] = []
+    signature = inspect.signature(call).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.values())
     parameters = {
         name: parameter
-        for name, parameter in inspect.signature(call).parameters.items()
+        for name, parameter in signature.items()
         if name not in given and parameter.kind is not parameter.VAR_KEYWORD
     }
     for key in values:
-        if key not in parameters:
+        if key not in parameters and open_ended:
+            bound[key] = values[key]  # for another part, which checks it
+        elif key not in parameters:
             takes = ", ".join(f"`{name}`" for name in parameters) or "nothing"
             hint = f"`{what}` takes {takes}"
             suggestion = near(key, parameters)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ class Process(nn.Module, ABC):
     """
 
     span: tuple[float, float] = (0.0, 1.0)  # times at which the process is well defined
+    kind: Literal["continuous", "tokens"] = "continuous"  # of the data it spoils
     levels: int | None = None  # number of times it knows, 1/levels .. 1; None: all times
 
     def state(self, data: Spec) -> Spec:

@@ -1,0 +1,191 @@
+"""Config and data become parts that fit: the one place where they are checked together.
+
+`train`, `check` and `sample` build through the same functions from the same plain dict,
+so a checkpoint is rebuilt exactly as it was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from diffusion_cli.core import Spec
+from diffusion_cli.couplings import couplings
+from diffusion_cli.datasets import Dataset, datasets
+from diffusion_cli.denoiser import Denoiser, Model
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.guidance import guidances
+from diffusion_cli.networks import networks
+from diffusion_cli.objectives import Objective, objectives
+from diffusion_cli.parametrisations import parametrisations
+from diffusion_cli.processes import Flow, Process, processes
+from diffusion_cli.processes.affine import Affine, Diffusion
+from diffusion_cli.registry import check_call
+from diffusion_cli.samplers import Sampler, samplers
+
+T = TypeVar("T")
+Config = Mapping[str, Any]
+OFFERS = {
+    Process: "any process",
+    Flow: "a process with a velocity",
+    Affine: "an affine process (alpha x_0 + sigma n)",
+    Diffusion: "a process with Gaussian noise",
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a run is made of."""
+
+    model: Model
+    objective: Objective
+    sampler: Sampler
+    denoiser: Denoiser  # the model inside its guidance
+
+
+def dataset(config: Config) -> Dataset:
+    """The data set of a run, not yet prepared."""
+    return datasets.build(config["dataset"])
+
+
+def spec_of(config: Config) -> Spec:
+    """What the data looks like; reads data only where nothing else can tell."""
+    data = dataset(config)
+    if not hasattr(data, "spec"):
+        data.prepare()
+    return data.spec
+
+
+def parts(config: Config, spec: Spec, device: str = "cpu") -> Parts:
+    """Everything, built and checked part against part; all findings at once."""
+    found: list[ConfigError] = []
+
+    def attempt(build: Callable[[], T]) -> T | None:
+        try:
+            return build()
+        except ConfigError as error:
+            found.append(error)
+            return None
+
+    built = attempt(lambda: model(config, spec, device))
+    if built is None:
+        process = attempt(lambda: processes.build(config["process"]))
+    else:
+        process = built.process
+    loss = attempt(lambda: objective(config, process, spec)) if process else None
+    walk = attempt(lambda: sampler(config["sampler"], process)) if process else None
+    guide = attempt(lambda: guided(built, config.get("guidance"), config)) if built else None
+    if found or not (built and loss and walk and guide):
+        raise found[0] if len(found) == 1 else ConfigError("", more=found)
+    return Parts(built, loss, walk, guide)
+
+
+def model(config: Config, spec: Spec, device: str = "cpu") -> Model:
+    """Process, network and parametrisation; weights follow from the seed alone."""
+    process = processes.build(config["process"])
+    if spec.kind != process.kind:
+        raise ConfigError(
+            f"process: `{config['process']['name']}` works on {process.kind} data; "
+            f"`{config['dataset']['name']}` is {spec.kind}",
+            "dcli list process",
+        )
+    reading = parametrisations.build(config["parametrisation"])
+    _demand("parametrisation", config["parametrisation"]["name"], reading.needs, process)
+    if reason := reading.fits(process):
+        name = config["parametrisation"]["name"]
+        raise ConfigError(
+            f"parametrisation: `{name}` {reason}",
+            "try parametrisation=velocity, v, x0 or edm",
+        )
+    state = process.state(spec)
+    # initialisers draw from the default generator: seed it, and give it back untouched
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(config["seed"])
+        network = networks.build(config["network"], state=state, out=reading.out(state))
+    return Model(process, network, reading, spec)
+
+
+def objective(config: Config, process: Process, spec: Spec) -> Objective:
+    """The objective with its coupling, checked against the process and the labels."""
+    node = config["objective"]
+    built = objectives.build(node, coupling=couplings.build(config["coupling"]))
+    _demand("objective", node["name"], built.needs, process)
+    if node.get("drop") and not spec.classes:
+        raise ConfigError(
+            f"objective.drop: must be 0 for data without labels, got {node['drop']}",
+            "objective.drop=0",
+        )
+    return built
+
+
+def sampler(
+    node: Config, process: Process, steps: int | None = None, nfe: int | None = None
+) -> Sampler:
+    """The sampler, with `steps` or as many steps as `nfe` denoiser calls allow."""
+    name = node["name"]
+    if (steps or nfe) and "steps" not in node:
+        raise ConfigError(f"steps: sampler `{name}` chooses its own", "leave it out")
+    if steps:
+        node = {**node, "steps": steps}
+    built = samplers.build(node)
+    if nfe:
+        fitting = [n for n in range(1, nfe + 1) if built.calls(n) <= nfe]
+        if not fitting:
+            least = built.calls(1)
+            raise ConfigError(f"nfe: `{name}` needs at least {least} calls, got {nfe}")
+        built = samplers.build({**node, "steps": fitting[-1]})
+    _demand("sampler", name, built.needs, process, "try sampler=ancestral")
+    how = getattr(built, "how", {})
+    step = type(process).reverse
+    own = ("self", "q", "x", "t", "s", "rng")
+    _, errors = check_call(step, how, "sampler", _name(process), own)
+    if errors:
+        raise ConfigError("", more=errors)
+    if grid := getattr(built, "grid", None):
+        _demand("sampler.grid", node["grid"]["name"], grid.needs, process)
+        try:
+            grid(process, built.steps)
+        except ValueError as error:
+            raise ConfigError(f"sampler.{error}") from error
+    return built
+
+
+def guided(
+    denoiser: Denoiser, nodes: Config | Sequence[Config] | None, config: Config
+) -> Denoiser:
+    """The denoiser inside its guidance, the first node innermost."""
+    spec_classes = getattr(denoiser, "spec").classes if denoiser else 0  # noqa: B009
+    for node in [nodes] if isinstance(nodes, Mapping) else nodes or []:
+        cls = guidances[node["name"]]
+        _demand("guidance", node["name"], cls.needs, denoiser.process)
+        if cls.labelled and not spec_classes:
+            raise ConfigError(
+                f"guidance: `{node['name']}` needs labels; the model is unconditional",
+                "guidance=none",
+            )
+        if cls.labelled and not config["objective"].get("drop"):
+            raise ConfigError(
+                f"guidance: `{node['name']}` needs a model trained with objective.drop > 0",
+                "dcli train ... objective.drop=0.1",
+            )
+        denoiser = guidances.build(node, denoiser=denoiser)
+    return denoiser
+
+
+def _name(process: Process) -> str:
+    return processes.name_of(process)
+
+
+def _demand(
+    where: str, name: str, need: type[Process], process: Process, hint: str = ""
+) -> None:
+    """Refuse a part that needs more than the process offers."""
+    if not isinstance(process, need):
+        role = where.rpartition(".")[2]
+        raise ConfigError(
+            f"{where}: `{name}` needs {OFFERS[need]}; `{_name(process)}` is not one",
+            hint or f"dcli list {role}",
+        )

@@ -1,0 +1,60 @@
+"""The objective behind almost every formulation: believe in the clean data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffusion_cli.couplings import Coupling
+from diffusion_cli.denoiser import Model
+from diffusion_cli.objectives import Objective, TimeLaw, Weight, objectives
+from diffusion_cli.processes import Process
+from diffusion_cli.rng import Rng
+from diffusion_cli.settings import require
+
+
+@objectives("denoise")
+class Denoise(Objective):
+    """Weighted maximum likelihood of the clean data under the belief.
+
+    loss = mean over coordinates of w(t) (-log q(x_0 | x_t)),   t ~ `time`
+
+    For a point belief this is w(t) |x_0 - E[x_0 | x_t]|^2; training on eps, v, velocity
+    or EDM's target are names of w.
+
+    Reference: Kingma and Gao 2023, eq. 5, arXiv:2303.00848.
+
+    Args:
+        weight: w(t), on the squared error of x_0.
+        time: The law of the training times.
+        drop: Probability with which a label is left out, for classifier-free guidance.
+    """
+
+    def __init__(
+        self, weight: Weight, time: TimeLaw, coupling: Coupling, drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        require(0 <= drop < 1, "drop", drop, "in [0, 1)")
+        self.weight, self.time, self.coupling, self.drop = weight, time, coupling, drop
+        self.times: Tensor | None = None
+
+    @property
+    def needs(self) -> type[Process]:  # type: ignore[override]  # the stricter of two
+        """What both the weight and the time law ask of the process."""
+        return max(self.weight.needs, self.time.needs, key=lambda need: len(need.mro()))
+
+    def forward(self, model: Model, x0: Tensor, rng: Rng, **cond: Tensor) -> Tensor:
+        process = model.process
+        t = self.time(process, rng.child("time"))
+        noise = process.noise(x0, rng.child("corruption"))
+        x0, noise, cond = self.coupling(x0, noise, rng.child("coupling"), **cond)
+        if self.drop and "label" in cond:
+            kept = rng.child("drop").uniform((len(x0),)) >= self.drop
+            cond["label"] = torch.where(kept, cond["label"], -1)
+        q = model(process.corrupt(x0, t, noise), t, **cond)
+        weight = self.weight(process, t) * self.time.correction(t)
+        losses = weight.float() * q.nll(x0).flatten(1).mean(1)
+        self.times = t
+        if self.training:
+            self.time.observe(t, losses.detach())
+        return losses  # type: ignore[no-any-return]

@@ -1,0 +1,157 @@
+"""Affine paths x_t = alpha x_0 + sigma n: all that follows from a schedule alone.
+
+`Affine` asks for a noise law; `Diffusion` is the case of Gaussian noise, which adds a
+score and therefore an SDE. Both stay abstract; a schedule is data for either.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusion_cli.core import Posterior
+from diffusion_cli.processes import Chart, Flow
+from diffusion_cli.registry import Registry
+from diffusion_cli.rng import Rng
+
+
+class Scales(NamedTuple):
+    """alpha(t), sigma(t) and their time derivatives."""
+
+    alpha: Tensor
+    sigma: Tensor
+    dalpha: Tensor
+    dsigma: Tensor
+
+
+class Schedule(ABC):
+    """alpha(t) and sigma(t) of an affine path, with alpha(0) = 1 and sigma(0) = 0.
+
+    Everything is float64 in the shape and on the device of `t`.
+    """
+
+    span: tuple[float, float] = (1e-3, 1.0)
+    levels: int | None = None
+
+    @abstractmethod
+    def __call__(self, t: Tensor) -> Scales:
+        """The scales at the times `t`."""
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """The time at which sigma / alpha = ratio: bisection, to the last bit."""
+        low, high = torch.zeros_like(ratio), torch.ones_like(ratio)
+        for _ in range(60):
+            middle = (low + high) / 2
+            scales = self(middle)
+            below = scales.sigma < ratio * scales.alpha
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+
+schedules: Registry[Schedule] = Registry(
+    "schedule", Schedule, "diffusion_cli.processes"
+)
+
+
+def preserving(log_alpha: Tensor, dlog_alpha: Tensor) -> Scales:
+    """The variance-preserving scales, alpha^2 + sigma^2 = 1, from log alpha."""
+    alpha = log_alpha.exp()
+    sigma = (-torch.expm1(2 * log_alpha)).sqrt()
+    return Scales(alpha, sigma, alpha * dlog_alpha, -(alpha**2) * dlog_alpha / sigma)
+
+
+def like(value: Tensor, x: Tensor) -> Tensor:
+    """A value per sample, (B,), shaped to multiply x; () multiplies as it is."""
+    if value.ndim == 0:
+        return value
+    return value.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Affine(Flow):
+    """x_t = alpha x_0 + sigma n, for any noise law; the ODE needs E[x_0 | x_t] alone.
+
+    dx/dt = alpha' E[x_0 | x] + sigma' (x - alpha E[x_0 | x]) / sigma
+
+    It is integrated as x / alpha over sigma / alpha, where every affine path is the same
+    ODE, or as x over t if alpha vanishes at the end (flow matching).
+
+    Reference: Karras et al. 2022, section 2, arXiv:2206.00364.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.span, self.levels = schedule.span, schedule.levels
+        end = torch.tensor(self.span[1], dtype=torch.float64)
+        self.end = schedule(end)
+        self.bounded = bool(self.end.alpha > 0)  # sigma / alpha is finite at the end
+
+    def at(self, t: Tensor, x: Tensor) -> Scales:
+        """The scales at `t`, shaped to multiply `x`."""
+        return Scales(*(like(scale, x) for scale in self.schedule(t)))
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        k = self.at(t, x0)
+        return k.alpha * x0 + k.sigma * noise
+
+    def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
+        empty = torch.empty(tuple(shape), device=rng.device)
+        return self.end.sigma * self.noise(empty, rng.child("prior"))
+
+    def velocity(self, q: Posterior, x: Tensor, t: Tensor) -> Tensor:
+        k = self.at(t, x)
+        return k.dalpha * q.mean + k.dsigma * (x - k.alpha * q.mean) / k.sigma
+
+    def chart(self, t: Tensor) -> Chart:
+        if not self.bounded:
+            return Chart(torch.ones_like(t), t)
+        k = self.schedule(t)
+        return Chart(k.alpha, k.sigma / k.alpha)
+
+    def slope(self, q: Posterior, x: Tensor, t: Tensor) -> Tensor:
+        if not self.bounded:
+            return self.velocity(q, x, t)
+        k = self.at(t, x)
+        return (x - k.alpha * q.mean) / k.sigma
+
+
+class Diffusion(Affine):
+    """An affine path with Gaussian noise: it has a score, and SDEs that share its path.
+
+    dx = f x dt + g dw,   f = alpha' / alpha,   g^2 = 2 sigma sigma' - 2 f sigma^2
+
+    Reference: Song et al. 2021, section 3, arXiv:2011.13456.
+    """
+
+    def noise(self, x0: Tensor, rng: Rng) -> Tensor:
+        return rng.child("noise").normal(x0.shape, x0.dtype)
+
+    def log_prior(self, x: Tensor) -> Tensor:
+        normal = torch.distributions.Normal(0.0, float(self.end.sigma))
+        return normal.log_prob(x.double()).flatten(1).sum(1)
+
+    def score(self, q: Posterior, x: Tensor, t: Tensor) -> Tensor:
+        """grad log p_t(x) = (alpha E[x_0 | x] - x) / sigma^2, the shape of `x`."""
+        k = self.at(t, x)
+        return (k.alpha * q.mean - x) / k.sigma**2
+
+    def drift(self, t: Tensor) -> Tensor:
+        """f(t) of the forward SDE, the shape of `t`."""
+        k = self.schedule(t)
+        return k.dalpha / k.alpha
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """g(t)^2 of the forward SDE, the shape of `t`."""
+        k = self.schedule(t)
+        return 2 * k.sigma * (k.dsigma - k.sigma * k.dalpha / k.alpha)
+
+    def diffuse(self, x: Tensor, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
+        """Draw x_s given x_t for s > t: one exact step of the forward SDE."""
+        a, b = self.at(t, x), self.at(s, x)
+        ratio = b.alpha / a.alpha
+        spread = (b.sigma**2 - (ratio * a.sigma) ** 2).clamp(min=0).sqrt()
+        return ratio * x + spread * rng.child("diffuse").normal(x.shape, x.dtype)

@@ -1,0 +1,179 @@
+"""Grids: where the steps fall. All end at exactly 0, after the smallest time trained."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from diffusion_cli.processes import Process
+from diffusion_cli.processes.affine import Affine
+from diffusion_cli.samplers import Grid, grids
+from diffusion_cli.settings import require
+
+LARGEST = 80.0  # EDM's sigma_max, where a path itself knows no largest sigma / alpha
+
+
+def strictly_falling(nodes: Tensor, steps: int) -> Tensor:
+    """The nodes with the final 0, or an error if two of them fell together."""
+    times = torch.cat((nodes, torch.zeros(1, dtype=torch.float64)))
+    if bool((times.diff() >= 0).any()):
+        raise ValueError(f"steps: {steps} are more than this grid can tell apart")
+    return times
+
+
+class TimeGrid(Grid):
+    """Even steps in a function of time, rounded to the times a discrete process knows."""
+
+    def __call__(self, process: Process, steps: int) -> Tensor:
+        low, high = (self.warp(edge) for edge in process.span)
+        u = torch.linspace(high, max(low, high / steps), steps, dtype=torch.float64)
+        nodes = self.unwarp(u)
+        nodes[0] = process.span[1]
+        if process.levels:
+            known = process.levels
+            require(steps <= known, "steps", steps, f"<= {known}, the times it knows")
+            nodes = (nodes * known).round().clamp(min=1) / known
+        return strictly_falling(nodes, steps)
+
+    @abstractmethod
+    def warp(self, t: float) -> float:
+        """The variable in which the steps are even."""
+
+    @abstractmethod
+    def unwarp(self, u: Tensor) -> Tensor:
+        """The inverse of `warp`."""
+
+
+@grids("uniform")
+class Uniform(TimeGrid):
+    """Even steps in t. On EDM's process this is the grid of EDM.
+
+    Reference: Song et al. 2021, section 4.2 (linear), arXiv:2010.02502.
+    """
+
+    def warp(self, t: float) -> float:
+        return t
+
+    def unwarp(self, u: Tensor) -> Tensor:
+        return u
+
+
+@grids("quadratic")
+class Quadratic(TimeGrid):
+    """Even steps in sqrt(t): t_i proportional to i^2.
+
+    Reference: Song et al. 2021, section 4.2 (quadratic), arXiv:2010.02502.
+    """
+
+    def warp(self, t: float) -> float:
+        return t**0.5
+
+    def unwarp(self, u: Tensor) -> Tensor:
+        return u**2
+
+
+@grids("ddim")
+class Stride(Grid):
+    """DDIM's integer stride over T discrete times: 1 + i (T // steps), i < steps.
+
+    The first of them lies below T, where the prior is used all the same.
+
+    Reference: Dhariwal and Nichol 2021, "ddimN", arXiv:2105.05233.
+
+    Args:
+        levels: T for a process that knows all times; null takes the process's own.
+    """
+
+    def __init__(self, levels: int | None = None) -> None:
+        require(levels is None or levels >= 1, "levels", levels, ">= 1 or null")
+        self.levels = levels
+
+    def __call__(self, process: Process, steps: int) -> Tensor:
+        known = self.levels or process.levels
+        if known is None:
+            raise ValueError("levels: the process knows all times; give grid.levels")
+        require(steps <= known, "steps", steps, f"<= {known}, the times it knows")
+        first = 1 + torch.arange(steps, dtype=torch.float64) * (known // steps)
+        return strictly_falling(first.flip(0) / known, steps)
+
+
+class NoiseGrid(Grid):
+    """Even steps in a function of sigma / alpha, between the ends of the process.
+
+    The first time is the end of the process itself, also where sigma / alpha is infinite
+    there and the steps only count from sigma_max.
+    """
+
+    needs = Affine
+
+    def __init__(self, sigma_min: float | None, sigma_max: float | None) -> None:
+        require(sigma_min is None or sigma_min > 0, "sigma_min", sigma_min, "> 0 or null")
+        above = sigma_max is None or sigma_max > (sigma_min or 0)
+        require(above, "sigma_max", sigma_max, "> sigma_min or null")
+        self.least, self.most = sigma_min, sigma_max
+
+    def __call__(self, process: Process, steps: int) -> Tensor:
+        schedule = cast(Affine, process).schedule
+        scales = schedule(torch.tensor(process.span, dtype=torch.float64))
+        least, most = (float(ratio) for ratio in scales.sigma / scales.alpha)
+        least = self.least or least
+        most = self.most or (most if scales.alpha[1] > 0 else LARGEST)
+        nodes = schedule.time(self.ratios(least, most, steps))
+        if self.most is None:
+            nodes[0] = process.span[1]
+        return strictly_falling(nodes, steps)
+
+    @abstractmethod
+    def ratios(self, least: float, most: float, steps: int) -> Tensor:
+        """`steps` falling values of sigma / alpha from `most` to `least`, float64."""
+
+
+@grids("rho")
+class Rho(NoiseGrid):
+    """Even steps in (sigma / alpha)^(1 / rho).
+
+    Reference: Karras et al. 2022, eq. 5, arXiv:2206.00364.
+
+    Args:
+        rho: 1 is even in sigma; large values tend to `log_sigma`.
+        sigma_min: Smallest sigma / alpha; null takes the process's own.
+        sigma_max: Largest sigma / alpha; null takes the process's own.
+    """
+
+    def __init__(
+        self,
+        rho: float = 7.0,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+    ) -> None:
+        super().__init__(sigma_min, sigma_max)
+        require(rho > 0, "rho", rho, "> 0")
+        self.rho = rho
+
+    def ratios(self, least: float, most: float, steps: int) -> Tensor:
+        ends = (most ** (1 / self.rho), least ** (1 / self.rho))
+        return torch.linspace(*ends, steps, dtype=torch.float64) ** self.rho
+
+
+@grids("log_sigma")
+class LogSigma(NoiseGrid):
+    """Even steps in log(sigma / alpha).
+
+    Reference: Lu et al. 2022, section 3.4, arXiv:2206.00927.
+
+    Args:
+        sigma_min: Smallest sigma / alpha; null takes the process's own.
+        sigma_max: Largest sigma / alpha; null takes the process's own.
+    """
+
+    def __init__(
+        self, sigma_min: float | None = None, sigma_max: float | None = None
+    ) -> None:
+        super().__init__(sigma_min, sigma_max)
+
+    def ratios(self, least: float, most: float, steps: int) -> Tensor:
+        ends = torch.tensor([most, least], dtype=torch.float64).log()
+        return torch.linspace(*ends.tolist(), steps, dtype=torch.float64).exp()
