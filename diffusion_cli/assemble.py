@@ -154,14 +154,14 @@ def sampler(
 
 
 def guided(
-    denoiser: Denoiser, nodes: Config | Sequence[Config] | None, config: Config
+    model: Model, nodes: Config | Sequence[Config] | None, config: Config
 ) -> Denoiser:
-    """The denoiser inside its guidance, the first node innermost."""
-    spec_classes = getattr(denoiser, "spec").classes if denoiser else 0  # noqa: B009
+    """The model inside its guidance, the first node innermost; `config` trained it."""
+    denoiser: Denoiser = model
     for node in [nodes] if isinstance(nodes, Mapping) else nodes or []:
         cls = guidances[node["name"]]
         _demand("guidance", node["name"], cls.needs, denoiser.process)
-        if cls.labelled and not spec_classes:
+        if cls.labelled and not model.spec.classes:
             raise ConfigError(
                 f"guidance: `{node['name']}` needs labels; the model is unconditional",
                 "guidance=none",
