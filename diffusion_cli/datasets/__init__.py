@@ -23,6 +23,7 @@ class Dataset(ABC):
     """
 
     spec: Spec
+    notes: tuple[str, ...] = ()  # what the user should know of `prepare`: conversions
 
     def prepare(self) -> None:  # noqa: B027  # nothing to do for data that is embedded
         """Read or download the data once (`DataError`, `EnvironmentFault`)."""
@@ -41,7 +42,7 @@ class Dataset(ABC):
         """
 
     def to(self, device: torch.device) -> bool:
-        """Move the data to `device` if it is small; whether it is resident there now."""
+        """Move small data to `device`; whether it is resident there now."""
         return False
 
     @classmethod

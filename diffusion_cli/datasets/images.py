@@ -1,0 +1,126 @@
+"""Images as uint8 levels: what every image set shares. Registers nothing."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from diffusion_cli.core import Spec
+from diffusion_cli.datasets import Batch, Dataset
+from diffusion_cli.datasets.storage import staged
+from diffusion_cli.rng import Rng
+
+RESIDENT = 2 * 2**30  # bytes; a set of at most this size lives on the device
+LEGIBLE = 32  # pixels; smaller images are enlarged in pictures
+GAP, GREY = 2, 96  # pixels between the tiles of a picture, and their level
+
+
+class Table(NamedTuple):
+    """All images of a set, (N, C, H, W) uint8 levels, and their labels, (N,)."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[Any]
+
+
+def image_spec(
+    shape: tuple[int, ...], names: tuple[str, ...], levels: int = 256
+) -> Spec:
+    """Images of `levels` grey or colour levels, one class for each of `names`."""
+    return Spec(shape, classes=len(names), names=names, codec={"levels": levels})
+
+
+class Images(Dataset, ABC):
+    """Images served as float32 in [-1, 1], shape (B, C, H, W).
+
+    x_0 = 2 v / (levels - 1) - 1   for the levels v = 0 .. levels - 1
+
+    A set of at most `RESIDENT` bytes moves to the device, beside its mirror images if
+    they are wanted: a batch is then one gather and one normalisation.
+
+    Args:
+        flip: Mirror each image left to right with probability 1/2.
+    """
+
+    def __init__(self, flip: bool = False) -> None:
+        self.flip = flip
+        self._pixels = torch.empty(0, dtype=torch.uint8)  # (N or 2N, C, H, W)
+        self._labels = torch.empty(0, dtype=torch.int64)  # (N,)
+
+    @abstractmethod
+    def read(self) -> Table:
+        """Every image of the set; sets `spec` where the constructor could not."""
+
+    def prepare(self) -> None:
+        if len(self) == 0:
+            pixels, labels = self.read()
+            self._pixels = torch.from_numpy(pixels)
+            self._labels = torch.from_numpy(labels.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batch(self, indices: Tensor, rng: Rng) -> Batch:
+        home = self._pixels.device
+        rows = chosen = indices.to(home)
+        mirrored = len(self._pixels) > len(self)
+        turn = rng.child("flip").words(1)[:, 0].to(home) & 1 if self.flip else None
+        if turn is not None and mirrored:
+            rows = chosen + turn * len(self)
+        pixels = self._pixels.index_select(0, rows)
+        if turn is not None and not mirrored:
+            turned = turn.bool()[:, None, None, None]
+            pixels = torch.where(turned, pixels.flip(-1), pixels)
+        x0 = pixels.float().div_((_levels(self.spec) - 1) / 2).sub_(1)
+        if not self.spec.classes:
+            return x0, {}
+        return x0, {"label": self._labels.index_select(0, chosen)}
+
+    def to(self, device: torch.device) -> bool:
+        if len(self) * self.spec.numel * (1 + self.flip) > RESIDENT:
+            return False
+        pixels = self._pixels[: len(self)].to(device)
+        self._pixels = torch.cat((pixels, pixels.flip(-1))) if self.flip else pixels
+        self._labels = self._labels.to(device)
+        return True
+
+    @classmethod
+    def save(cls, x: Tensor, spec: Spec, folder: Path, first: int) -> None:
+        for number, image in enumerate(quantise(x, spec), first):
+            channels = image.permute(1, 2, 0).numpy()  # (H, W, C)
+            if image.shape[0] == 1:
+                channels = channels[..., 0]
+            with staged(folder / f"{number:06d}.png") as part:
+                Image.fromarray(channels).save(part, format="PNG")
+
+    @classmethod
+    def picture(cls, x: Tensor, spec: Spec) -> Tensor:
+        zoom = max(1, LEGIBLE // max(spec.shape[1:]))
+        tiles = quantise(x, spec).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+        tiles = pad(tiles.expand(-1, 3, -1, -1), (0, GAP, 0, GAP), value=GREY)
+        columns = math.ceil(math.sqrt(len(tiles)))
+        rows = math.ceil(len(tiles) / columns)
+        missing = (0, 0) * 3 + (0, rows * columns - len(tiles))
+        tiles = pad(tiles, missing, value=GREY)
+        tiles = tiles.view(rows, columns, *tiles.shape[1:])
+        sheet = tiles.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # (3, H, W)
+        return pad(sheet, (GAP, 0, GAP, 0), value=GREY)
+
+
+def quantise(x: Tensor, spec: Spec) -> Tensor:
+    """The nearest levels of x in [-1, 1], spread over 0 .. 255: uint8 on the CPU."""
+    top = _levels(spec) - 1
+    level = ((x.detach().float().cpu().clamp(-1, 1) + 1) * (top / 2)).round()
+    return (level * (255 / top)).round().to(torch.uint8)
+
+
+def _levels(spec: Spec) -> int:
+    return int(spec.codec.get("levels", 256))

@@ -1,0 +1,205 @@
+"""From a data set to the micro-batches of every step, whoever loads them.
+
+Step k trains on elements k batch .. (k + 1) batch - 1 of an endless shuffled sequence.
+So batches are arithmetic on (seed, step): no state to save, and neither the number of
+workers nor the size of a micro-batch can change one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from diffusion_cli.core import Spec
+from diffusion_cli.datasets import Dataset
+from diffusion_cli.errors import DataError, DcliError, WorkerError
+from diffusion_cli.rng import Rng, shuffled
+
+AHEAD = 2**16  # indices that are shuffled in one go
+PATIENCE = 300  # seconds a worker may take for one micro-batch
+TOLERANCE = 1e-3  # images may leave [-1, 1] by this much
+
+
+class MicroBatch(NamedTuple):
+    """What one forward pass sees; `rows` (B,) are its positions in the global batch."""
+
+    x0: Tensor
+    cond: dict[str, Tensor]
+    rows: Tensor
+
+
+def batches(
+    data: Dataset,
+    *,
+    seed: int,
+    first: int,
+    last: int,
+    batch: int,
+    micro_batch: int,
+    device: torch.device,
+    workers: int,
+) -> Iterator[Iterator[MicroBatch]]:
+    """The micro-batches of the steps `first .. last - 1`, lazily, an iterator a step.
+
+    The first micro-batch is checked against the `Spec` of the data (`DataError`). Data
+    that is resident on the device is gathered there; other data passes through workers
+    and pinned memory. Every step must be used up before the next one is asked for.
+    """
+    order = _Order(seed, batch, micro_batch, len(data))
+    if data.to(device):
+        stream = _resident(data, order, first, last, device)
+    else:
+        stream = _loaded(data, order, first, last, device, workers)
+    start = next(stream, None)
+    if start is None:
+        return
+    inspect(start, data.spec)
+    stream = chain((start,), stream)
+    for _ in range(first, last):
+        yield islice(stream, batch // micro_batch)
+
+
+class _Order(NamedTuple):
+    """Which samples a step sees, and the random numbers of their augmentation."""
+
+    seed: int
+    batch: int
+    micro_batch: int
+    length: int
+
+    def samples(self, place: Tensor) -> Tensor:
+        return shuffled(place, self.length, self.seed)
+
+    def rng(self, step: int, rows: Tensor) -> Rng:
+        return Rng(self.seed, rows, step).child("augment")
+
+
+def _resident(
+    data: Dataset, order: _Order, first: int, last: int, device: torch.device
+) -> Iterator[MicroBatch]:
+    parts = torch.arange(order.batch, device=device).view(-1, order.micro_batch)
+    stride = max(1, AHEAD // order.batch)  # the walk of `shuffled` waits for the device
+    for start in range(first, last, stride):
+        stop = min(last, start + stride)
+        place = torch.arange(start * order.batch, stop * order.batch, device=device)
+        steps = order.samples(place).view(-1, *parts.shape)
+        for step, chosen in enumerate(steps, start):
+            for rows, index in zip(parts, chosen, strict=True):
+                yield MicroBatch(*data.batch(index, order.rng(step, rows)), rows)
+
+
+class _Task(NamedTuple):
+    step: int
+    row: int  # of the first sample
+
+
+class _Requests(TorchDataset[MicroBatch | DcliError]):
+    """Serves whole micro-batches by (step, row): all that a worker is told."""
+
+    def __init__(self, data: Dataset, order: _Order) -> None:
+        self.data, self.order = data, order
+
+    def __getitem__(self, task: _Task) -> MicroBatch | DcliError:
+        rows = torch.arange(task.row, task.row + self.order.micro_batch)
+        rng = self.order.rng(task.step, rows)
+        index = self.order.samples(task.step * self.order.batch + rows)
+        try:
+            return MicroBatch(*self.data.batch(index, rng), rows)
+        except Exception as error:  # a data set may raise anything; workers lose types
+            return self._blame(index, rng, error)
+
+    def _blame(self, index: Tensor, rng: Rng, error: Exception) -> DcliError:
+        """The error of the first sample that fails alone."""
+        for number, row in zip(index[:, None], rng.rows[:, None], strict=True):
+            try:
+                self.data.batch(number, rng.of(row))
+            except Exception as cause:
+                error, index = cause, number
+                break
+        if isinstance(error, DcliError):
+            return error
+        where = "sample " + ", ".join(str(i) for i in index.tolist()[:5])
+        what = f"{type(error).__name__}: {error}"
+        return DataError(f"dataset: {where} cannot be loaded: {what}", code="DATA-ITEM")
+
+
+def _loaded(
+    data: Dataset,
+    order: _Order,
+    first: int,
+    last: int,
+    device: torch.device,
+    workers: int,
+) -> Iterator[MicroBatch]:
+    starts = range(0, order.batch, order.micro_batch)
+    loader = DataLoader(
+        _Requests(data, order),
+        batch_size=None,
+        sampler=_Tasks(first, last, starts),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        timeout=PATIENCE if workers else 0,
+        generator=torch.Generator(),  # it draws a seed, which must not be a global one
+    )
+    try:
+        for found in loader:
+            if isinstance(found, DcliError):
+                raise found
+            x0, cond, rows = found
+            yield MicroBatch(
+                x0.to(device, non_blocking=True),
+                {key: c.to(device, non_blocking=True) for key, c in cond.items()},
+                rows.to(device, non_blocking=True),
+            )
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        hint = "likely out of RAM or of /dev/shm: try trainer.workers=0"
+        raise WorkerError(f"dataset: a loader worker died: {reason}", hint) from error
+
+
+class _Tasks(torch.utils.data.Sampler[_Task]):
+    def __init__(self, first: int, last: int, starts: range) -> None:
+        self.first, self.last, self.starts = first, last, starts
+
+    def __iter__(self) -> Iterator[_Task]:
+        steps = range(self.first, self.last)
+        return (_Task(step, row) for step in steps for row in self.starts)
+
+
+def inspect(found: MicroBatch, spec: Spec) -> None:
+    """Refuse a micro-batch that is not what the `Spec` promises (`DataError`)."""
+    x0, cond, _ = found
+    if x0.shape[1:] != spec.shape:
+        _refuse(f"samples have shape {tuple(x0.shape[1:])}, expected {spec.shape}")
+    low, high = x0.min().item(), x0.max().item()
+    seen = f"values from {low:g} to {high:g}"
+    if spec.kind == "tokens":
+        if x0.dtype != torch.int64 or low < 0 or high >= spec.vocab:
+            _refuse(f"{x0.dtype} {seen}, expected int64 tokens 0 .. {spec.vocab - 1}")
+    elif x0.dtype != torch.float32:
+        _refuse(f"values are {x0.dtype}, expected torch.float32")
+    elif not bool(x0.isfinite().all()):
+        _refuse("there are NaN or infinite values")
+    elif len(spec.shape) == 3 and max(-low, high) > 1 + TOLERANCE:
+        _refuse(f"{seen}, expected images in [-1, 1]")
+    label = cond.get("label")
+    if spec.classes and label is None:
+        _refuse(f"no labels, expected {spec.classes} classes")
+    if label is not None:
+        wrong = label[(label < -1) | (label >= spec.classes)]
+        if len(wrong):
+            classes = f"classes 0 .. {spec.classes - 1}, or -1 for none"
+            _refuse(f"label {int(wrong[0])}, expected {classes}")
+
+
+def _refuse(what: str) -> None:
+    hint = "`batch` of the data set must return what its `spec` says"
+    raise DataError(f"dataset: {what}", hint, "DATA-RANGE")
