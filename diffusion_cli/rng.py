@@ -121,13 +121,14 @@ def shuffled(index: Tensor, length: int, seed: int) -> Tensor:
     epoch, position = index // length, index % length
     half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
-    outside = torch.ones_like(position, dtype=torch.bool)
-    while True:
-        left, right = position >> half, position & mask
+    outside = torch.arange(len(index), device=index.device)  # those that still walk
+    while len(outside):
+        era, walking = epoch[outside], position[outside]
+        left, right = walking >> half, walking & mask
         for turn in range(4):
-            mixed = philox((right, turn, epoch & _MASK, epoch >> 32), seed)[0]
+            mixed = philox((right, turn, era & _MASK, era >> 32), seed)[0]
             left, right = right, left ^ (mixed & mask)
-        position = torch.where(outside, (left << half) | right, position)
-        outside = outside & (position >= length)
-        if not bool(outside.any()):
-            return position
+        walking = (left << half) | right
+        position[outside] = walking
+        outside = outside[walking >= length]
+    return position
