@@ -1,0 +1,197 @@
+"""The command line: verbs, the hand-over to Hydra, errors and exit codes.
+
+Nothing heavy is imported before it is needed: `--help` sees neither Hydra nor torch,
+and whatever Hydra refuses is refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from diffusion_cli.errors import ConfigError, DcliError, Stopped, SweepError
+from diffusion_cli.usage import VERBS, overview
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" in words:
+        words.remove("--debug")
+        os.environ["DCLI_DEBUG"] = "1"
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of a pipe has gone: nothing to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as problem:  # every failure has an exit code
+        return _report(problem, words[0] if words else "")
+
+
+def _report(problem: Exception, verb: str) -> int:
+    """Print an error as its user needs it; its exit code."""
+    import traceback
+
+    error = problem
+    if not isinstance(error, DcliError):
+        from diffusion_cli.explain import explain
+
+        error = explain(problem, verb)
+    debug = os.environ.get("DCLI_DEBUG", "0") not in ("", "0")
+    if debug or error.exit_code == 1:
+        traceback.print_exception(problem)
+    print(error.render(), file=sys.stderr)
+    return error.exit_code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview(), end="")
+        return 0
+    if words[0] in ("-V", "--version"):
+        from diffusion_cli import __version__
+
+        print(f"dcli {__version__}")
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        from diffusion_cli.registry import near
+
+        message = f"there is no verb `{verb}`{near(verb, VERBS)}"
+        raise ConfigError(message, "dcli --help")
+    if "-h" in rest or "--help" in rest:
+        print(VERBS[verb].text, end="")
+        return 0
+    if not VERBS[verb].config:
+        _command(verb)({}, rest)
+        return 0
+    return _compose(verb, rest)
+
+
+def _command(verb: str) -> Any:
+    """The `run` of a verb; its module imports torch."""
+    import importlib
+
+    return importlib.import_module(f"diffusion_cli.commands.{verb}").run
+
+
+def _rewrite(word: str) -> str:
+    """`exp=x` appends the recipe; an argument of a component is checked by its class.
+
+    Hydra knows the keys that a yaml lists, a signature knows all: with `++` the
+    signature has the word.
+    """
+    from diffusion_cli.config import COMPONENTS
+
+    if word.startswith("exp="):
+        return f"+{word}"
+    return f"++{word}" if re.match(rf"({'|'.join(COMPONENTS)})\.[^=]+=", word) else word
+
+
+class _Left(BaseException):
+    """Carries an error of a command through Hydra, which would print it in its way."""
+
+    def __init__(self, problem: Exception) -> None:
+        super().__init__()
+        self.problem = problem
+
+
+@dataclass
+class _Jobs:
+    """The task that Hydra runs, once or for every job of a sweep."""
+
+    verb: str
+    done: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def run(self, cfg: DictConfig) -> float | None:
+        """Check the config and run the verb; a failed job does not end a sweep."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra = HydraConfig.get()
+        overrides = list(hydra.overrides.task)
+        sweep = hydra.mode == RunMode.MULTIRUN
+        self.done += 1
+        if sweep:
+            print(f"job {hydra.job.num}: {' '.join(overrides)}", file=sys.stderr)
+        try:
+            return self._command(cfg, dict(hydra.runtime.choices), overrides)
+        except Exception as problem:
+            if not sweep or isinstance(problem, Stopped):
+                raise _Left(problem) from problem
+            code = _report(problem, self.verb)
+            job = f"job {hydra.job.num}: exit {code}: {' '.join(overrides)}"
+            self.failed.append(job)
+            return float("nan")
+
+    def _command(
+        self, cfg: DictConfig, choices: dict[str, str], overrides: list[str]
+    ) -> float | None:
+        from diffusion_cli import config
+
+        kind = VERBS[self.verb].config
+        values = config.check(config.plain(cfg), kind)
+        if kind == "train":
+            values["name"] = values["name"] or config.title(choices)
+        return _command(self.verb)(values, overrides)  # type: ignore[no-any-return]
+
+
+def _compose(verb: str, words: list[str]) -> int:
+    """Let Hydra compose the config and run the verb with it."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.plugins import Plugins
+
+    from diffusion_cli import config
+
+    Plugins.instance().register(config.PluginConfigs)
+    parser = get_args_parser()
+    parser.error = _usage_error  # type: ignore[method-assign, assignment]
+    words = [_rewrite(word) for word in words]
+    if parser.parse_args(words).experimental_rerun:
+        raise ConfigError("--experimental-rerun: not supported, it reads a pickle")
+    jobs = _Jobs(verb)
+
+    def task(cfg: DictConfig) -> float | None:
+        return jobs.run(cfg)
+
+    argv, sys.argv = sys.argv, ["dcli", *words]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            hydra.main(
+                version_base="1.3",
+                config_path=str(config.folder()),
+                config_name=VERBS[verb].config,
+            )(task)()
+    except _Left as left:
+        raise left.problem from left.problem.__cause__
+    except Exception as problem:
+        from diffusion_cli.explain import composition
+
+        raise composition(problem, verb) from problem
+    finally:
+        sys.argv = argv
+    if jobs.failed:
+        count = f"{len(jobs.failed)} of {jobs.done} jobs failed"
+        table = "\n  ".join((count, *jobs.failed))
+        raise SweepError(table, "mend them and run the same command again", "SWEEP")
+    return 0
+
+
+def _usage_error(message: str) -> None:
+    raise ConfigError(message, "dcli --help")

@@ -1,0 +1,71 @@
+"""`dcli completion`: scripts for bash and zsh, and the words they ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusion_cli.config import COMPONENTS, complete
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.usage import VERBS
+
+_BASH = r"""
+_dcli() {
+    local line=${COMP_LINE:0:COMP_POINT} IFS=$'\n'
+    local word=${line##* }
+    COMPREPLY=($("${COMP_WORDS[0]}" completion words "$line" 2>/dev/null))
+    # bash completes what follows the last `=` or `:`, which break its words
+    local typed=${word%"${word##*[=:]}"}
+    COMPREPLY=("${COMPREPLY[@]#"$typed"}")
+    [[ ${COMPREPLY[0]} == *[=./] ]] && compopt -o nospace
+}
+complete -o default -F _dcli dcli
+"""
+
+_ZSH = r"""
+_dcli() {
+    local -a found
+    found=("${(@f)$($words[1] completion words "${(j: :)words[1,CURRENT-1]} $PREFIX" \
+        2>/dev/null)}")
+    compadd -Q -S '' -- $found
+}
+compdef _dcli dcli
+"""
+SCRIPTS = {"bash": _BASH.lstrip(), "zsh": _ZSH.lstrip()}
+
+
+def run(config: dict[str, Any], overrides: list[str]) -> None:
+    """Print a completion script, or the words that may follow a line."""
+    match overrides:
+        case [shell] if shell in SCRIPTS:
+            print(SCRIPTS[shell], end="")
+        case ["words", line]:
+            print("\n".join(words(line)))
+        case _:
+            raise ConfigError("completion: which shell?", "dcli completion bash")
+
+
+def words(line: str) -> list[str]:
+    """The words that may stand where `line` ends; `line` begins with the command."""
+    typed = line.split(" ")
+    verb, last = typed[1:2], typed[-1]
+    if len(typed) <= 2:
+        found = [*VERBS, "--help", "--version"]
+    elif verb == ["list"]:
+        found = [*COMPONENTS, "exp", "--json"]
+    elif verb == ["completion"]:
+        found = list(SCRIPTS)
+    elif verb[0] in VERBS:
+        found = _arguments(VERBS[verb[0]].config, typed[2:])
+    else:
+        found = []
+    return [word for word in found if word.startswith(last)]
+
+
+def _arguments(config: str, typed: list[str]) -> list[str]:
+    """Choices, their names and keys; Hydra knows `exp` as an appended choice."""
+    appended = [f"+{word}" if word.startswith("exp=") else word for word in typed]
+    found = complete(config, " ".join(appended))
+    if appended[-1] != typed[-1]:
+        found = [word.removeprefix("+") for word in found]
+    hidden = not typed[-1].startswith("hydra")
+    return [word for word in found if not (hidden and word.startswith("hydra"))]

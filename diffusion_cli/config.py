@@ -1,0 +1,280 @@
+"""From Hydra's composition to a checked, plain dictionary, and the identity of a run.
+
+A config is checked in storeys. The keys that are not components first, without torch;
+then every component against the signature of its class; then the constructors' own
+ranges. Each storey reports all that it finds at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import diffusion_cli
+from diffusion_cli import plugins
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.registry import ROLES, Registry, check_call, near
+from diffusion_cli.settings import (
+    Every,
+    Keep,
+    RunSettings,
+    SampleSettings,
+    TrainerSettings,
+)
+
+Config = dict[str, Any]
+COMPONENTS = (
+    "dataset",
+    "process",
+    "network",
+    "parametrisation",
+    "objective",
+    "coupling",
+    "sampler",
+    "guidance",
+    "optimizer",
+)
+GROUPS = {"trainer": TrainerSettings, "every": Every, "checkpoint": Keep}
+# Keys that say how a run is executed, not which run it is: free to change at a resume.
+EXECUTION = (
+    "out",
+    "name",
+    "every",
+    "tracking",
+    "device",
+    "trainer.devices",
+    "trainer.micro_batch",
+    "trainer.recompute",
+    "trainer.compile",
+    "trainer.time_limit",
+    "trainer.workers",
+    "plugins",
+    "fresh",
+    "checkpoint",
+)
+
+
+def folder() -> Path:
+    """Where the configs are: inside an installed package, else beside it."""
+    package = Path(diffusion_cli.__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+class PluginConfigs(SearchPathPlugin):
+    """Hydra finds the configs of installed plug-ins after our own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for path in plugins.folders():
+            search_path.append("dcli.plugins", f"file://{path}")
+
+
+def plain(cfg: DictConfig) -> Config:
+    """The composed config as a dictionary, interpolations resolved."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError("", more=[_needed(key) for key in missing])
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as problem:
+        line = str(problem).strip().splitlines()[0]
+        raise ConfigError(f"{problem.full_key}: {line}") from problem
+
+
+def _needed(key: str) -> ConfigError:
+    typed = "ckpt=runs/<name>" if key == "ckpt" else f"{key}=..."
+    return ConfigError(f"{key}: a value is needed", typed)
+
+
+def dotted(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as a flat one: `{"trainer.steps": 100}`."""
+    if isinstance(config, DictConfig):
+        config = OmegaConf.to_container(config)
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping) and value
+        name = f"{prefix}{key}"
+        flat |= dotted(value, f"{name}.") if nested else {name: value}
+    return flat
+
+
+def unknown(key: str, known: Iterable[str], verb: str) -> ConfigError:
+    """The refusal of a key that does not exist, with the nearest that does."""
+    known = list(known)
+    last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    word = key.rpartition(".")[2]
+    meant = f"; did you mean `{last[word]}`?" if word in last else near(key, known)
+    if not meant and (guess := near(word, last)):
+        meant = f"; did you mean `{last[guess.split('`')[1]]}`?"
+    return ConfigError(f"{key}: there is no such key{meant}", f"dcli {verb} --help")
+
+
+def check(config: Mapping[str, Any], verb: str = "train") -> Config:
+    """The config with defaults filled in; all findings of a storey in one error."""
+    settings, errors = _settings(config, verb)
+    _raise(errors)
+    plugins.load(settings["plugins"])
+    nodes, errors = _components(config, verb)
+    _raise(errors)
+    checked: Config = _plain_values(settings | nodes)
+    return checked
+
+
+def _raise(errors: list[ConfigError]) -> None:
+    if errors:
+        raise errors[0] if len(errors) == 1 else ConfigError("", more=errors)
+
+
+def _settings(config: Mapping[str, Any], verb: str) -> tuple[Config, list[ConfigError]]:
+    """Storey one, free of torch: the keys that belong to no component."""
+    top = RunSettings if verb == "train" else SampleSettings
+    groups = GROUPS if verb == "train" else {}
+    nodes = COMPONENTS if verb == "train" else ("sampler", "guidance")
+    own = {key: value for key, value in config.items() if key not in (*groups, *nodes)}
+    extra = {} if verb == "train" else {"plugins": own.pop("plugins", [])}
+    known = [field.name for field in fields(top)] + [*nodes, *extra]
+    known += [f"{name}.{f.name}" for name, cls in groups.items() for f in fields(cls)]
+    checked, errors = _dataclass(top, own, "", [*known, *dotted(config)], verb)
+    for name, cls in groups.items():
+        values = config.get(name, {})
+        if not isinstance(values, Mapping):
+            message = f"{name}: expected keys such as {name}.{fields(cls)[0].name}"
+            errors.append(ConfigError(f"{message}, got {values!r}"))
+            continue
+        checked[name], found = _dataclass(cls, values, f"{name}.", known, verb)
+        errors += found
+    return checked | extra, errors
+
+
+def _dataclass(
+    cls: Any, values: Mapping[str, Any], prefix: str, known: list[str], verb: str
+) -> tuple[Config, list[ConfigError]]:
+    """Values against a dataclass of settings: names, types, then ranges."""
+    names = [field.name for field in fields(cls)]
+    strange = [key for key in values if key not in names]
+    choices = [name for name in known if name.removeprefix(prefix) not in strange]
+    errors = [unknown(prefix + key, choices, verb) for key in strange]
+    given = {key: value for key, value in values.items() if key in names}
+    bound, found = check_call(cls, given, prefix.rstrip("."), f"dcli {verb}", ())
+    for error in found:
+        error.message = error.message.removeprefix(".")
+    own = {key: bound[key] for key in given}
+    while not found:  # a refused value gives way to its default, so that all are found
+        try:
+            return asdict(cls(**own)), errors
+        except ValueError as problem:
+            errors.append(ConfigError(f"{prefix}{problem}"))
+            del own[str(problem).partition(":")[0]]
+    return {}, errors + found
+
+
+def roles() -> dict[str, Registry[Any]]:
+    """Every role with all its components imported."""
+    for module in pkgutil.iter_modules(diffusion_cli.__path__):
+        if module.ispkg and module.name != "commands":
+            importlib.import_module(f"diffusion_cli.{module.name}")
+    for registry in list(ROLES.values()):
+        registry.names()
+    return ROLES
+
+
+def _components(
+    config: Mapping[str, Any], verb: str
+) -> tuple[Config, list[ConfigError]]:
+    """Storeys two and three: every node against its signature, then its own ranges."""
+    registries = roles()
+    checked: Config = {}
+    errors: list[ConfigError] = []
+    for role in COMPONENTS if verb == "train" else ("sampler", "guidance"):
+        node = config.get(role)
+        partial = verb == "sample" and isinstance(node, Mapping) and "name" not in node
+        if partial or (not node and (role == "guidance" or verb == "sample")):
+            checked[role] = node or None  # sample: keys to lay over the checkpoint's
+            continue
+        nodes = node if isinstance(node, list) and role == "guidance" else [node]
+        bound = []
+        for each in nodes:
+            values, found = registries[role].check(each, role)
+            bound.append(values)
+            errors += found or _ranges(registries[role], values)
+        checked[role] = bound if nodes is node else bound[0]
+    return checked, errors
+
+
+def _ranges(registry: Registry[Any], node: Config) -> list[ConfigError]:
+    """What a constructor says, where it needs no value of the run."""
+    given = {"coupling": None} if registry.given == ("coupling",) else {}
+    if registry.given and not given:
+        return []
+    try:
+        registry.build(node, **given)
+    except ConfigError as error:
+        return [error]
+    return []
+
+
+def _plain_values(value: Any) -> Any:
+    """Tuples as lists, so that a default equals the same value read from a file."""
+    if isinstance(value, Mapping):
+        return {key: _plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_values(item) for item in value]
+    return value
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits of a checked config, execution keys left out."""
+    kept = {
+        key: _canonical(value)
+        for key, value in dotted(config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in EXECUTION)
+    }
+    text = json.dumps(kept, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _canonical(value: Any) -> Any:
+    """1.0 is 1, whichever of them a signature's default says."""
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
+
+
+def run_folder(config: Mapping[str, Any]) -> Path:
+    """`out`, else `runs/<name>-<id>` under the current directory."""
+    if config["out"]:
+        return Path(config["out"])
+    name = config["name"] or f"{config['dataset']['name']}-{config['process']['name']}"
+    return Path("runs") / f"{name}-{identity(config)}"
+
+
+def title(choices: Mapping[str, str]) -> str:
+    """The name of a run: the chosen experiment's, else those of data and process."""
+    words = [choices["exp"]] if "exp" in choices else []
+    words = words or [choices["dataset"], choices["process"]]
+    return "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-") for word in words)
+
+
+def complete(config_name: str, line: str) -> list[str]:
+    """What may follow `line`, the arguments typed so far, by Hydra's own rules."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.completion_plugin import DefaultCompletionPlugin
+
+    Plugins.instance().register(PluginConfigs)
+    loader = ConfigLoaderImpl(create_config_search_path(str(folder())))
+    return DefaultCompletionPlugin(loader)._query(config_name, line)

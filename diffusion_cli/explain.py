@@ -1,0 +1,125 @@
+"""Errors of Hydra, torch and the machine, said in our words with what to type."""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+
+from diffusion_cli.config import COMPONENTS, dotted, unknown
+from diffusion_cli.errors import ConfigError, DcliError, OutOfMemory, StorageError
+from diffusion_cli.registry import near
+
+_FULL = {errno.ENOSPC: "DISK-FULL", errno.EDQUOT: "DISK-FULL", errno.EROFS: "READONLY"}
+
+
+def explain(problem: BaseException, verb: str = "train") -> DcliError:
+    """The error to print for whatever ended a command."""
+    if isinstance(problem, DcliError):
+        return problem
+    if isinstance(problem, MemoryError) or _is_out_of_memory(problem):
+        hint = (
+            "batch=<smaller>" if verb == "sample" else "trainer.micro_batch=<smaller>"
+        )
+        return OutOfMemory(f"memory: {_first_line(problem)}", hint, "MEMORY")
+    if isinstance(problem, OSError) and problem.errno in _FULL:
+        where = problem.filename or "disk"
+        return StorageError(
+            f"{where}: {problem.strerror}", "free some space", _FULL[problem.errno]
+        )
+    frames = traceback.extract_tb(problem.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return DcliError(
+        f"{type(problem).__name__}: {_first_line(problem)}{where}",
+        "this is a bug of dcli or of a plug-in; report the traceback above",
+        "BUG",
+    )
+
+
+def composition(problem: Exception, verb: str) -> DcliError:
+    """The error to print for what Hydra refused; its own advice would append keys."""
+    kinds = {kind.__name__ for kind in type(problem).__mro__}
+    if "MissingConfigException" in kinds:
+        return _missing(problem, verb)
+    if "OverrideParseException" in kinds:
+        return _unreadable(str(getattr(problem, "override", "")), verb)
+    if "ConfigCompositionException" in kinds:
+        return _override(problem, verb)
+    if kinds & {"HydraException", "OmegaConfBaseException", "YAMLError", "ValueError"}:
+        return ConfigError(_first_line(problem), f"dcli {verb} --help")
+    return explain(problem, verb)
+
+
+def _missing(problem: Exception, verb: str) -> ConfigError:
+    """`sampler=huen`: the group has no such option, or there is no such group."""
+    file = str(getattr(problem, "missing_cfg_file", None) or "")
+    options = list(getattr(problem, "options", None) or ())
+    group, _, name = file.rpartition("/")
+    if options:
+        names = ", ".join(options) if len(options) <= 12 else f"dcli list {group}"
+        return ConfigError(
+            f"{group}: there is no `{name}`{near(name, options)}",
+            f"{group}= takes {names}" if len(options) <= 12 else names,
+        )
+    if group in COMPONENTS:
+        return ConfigError(f"{group}: there is no `{name}`", f"dcli list {group}")
+    if group:
+        return unknown(group, (*COMPONENTS, "exp"), verb)
+    return ConfigError(f"{file}: there is no such config", f"dcli {verb} --help")
+
+
+def _unreadable(override: str, verb: str) -> ConfigError:
+    """An argument that Hydra's grammar does not read."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        message = f"`{override}`: expected key=value"
+        return ConfigError(
+            message, f"exp={override} for a recipe, or dcli {verb} --help"
+        )
+    if value.startswith("~"):
+        return ConfigError(
+            f"{key}: the value `{value}` cannot be read", f'"{key}=$HOME{value[1:]}"'
+        )
+    quoted = value.strip("'\"").replace("'", "\\'")
+    return ConfigError(
+        f"{key}: the value `{value}` cannot be read",
+        f"quote it twice: \"{key}='{quoted}'\"",
+    )
+
+
+def _override(problem: Exception, verb: str) -> ConfigError:
+    """An override that reads well but does not fit the config."""
+    text = str(problem)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        parent = getattr(problem.__cause__, "parent_node", None)
+        if parent is None:
+            takes = f"`dcli {verb}` takes no `{match[1]}`"
+            return ConfigError(f"{match[1]}: {takes}", f"dcli {verb} --help")
+        return unknown(match[1], dotted(parent._get_root()), verb)
+    if match := re.search(r"Ambiguous value for argument '(([^=]+)=(.*))'", text):
+        return ConfigError(
+            f"{match[2]}: several values, `{match[3]}`",
+            f"-m for a sweep, or {match[2]}=[{match[3]}] for a list",
+        )
+    if match := re.search(r"Sweep parameters '(.+)' requires", text):
+        return ConfigError(f"`{match[1]}` is a sweep", f"dcli {verb} -m {match[1]}")
+    if match := re.search(r"already at '([^']+)'", text):
+        return ConfigError(
+            f"{match[1]}: is there already", f"{match[1]}=... without `+`"
+        )
+    cause = problem.__cause__
+    detail = f": {_first_line(cause)}" if cause else ""
+    return ConfigError(f"{_first_line(problem)}{detail}", f"dcli {verb} --help")
+
+
+def _is_out_of_memory(problem: BaseException) -> bool:
+    """torch's errors, known by name so that torch need not be imported."""
+    return type(problem).__name__ == "OutOfMemoryError" or (
+        isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)
+    )
+
+
+def _first_line(problem: BaseException) -> str:
+    text = str(problem).strip() or type(problem).__name__
+    line = text.splitlines()[0].rstrip(".")
+    return line[:1].lower() + line[1:] if line[1:2].islower() else line

@@ -1,0 +1,150 @@
+"""What `dcli --help` and `dcli VERB --help` print."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """One verb: its line in `dcli --help`, its own help, and the config it composes."""
+
+    summary: str
+    text: str
+    config: str = ""
+
+
+_TRAIN_KEYS = """\
+choices (dcli list CHOICE shows what there is):
+  exp=NAME                     a whole recipe
+  dataset= process= network= sampler=
+  parametrisation= objective= coupling= guidance= optimizer=
+  CHOICE.KEY=VALUE             any argument of a choice: network.channels=64
+
+keys:
+  trainer.steps=200000         optimiser steps of the whole run
+  trainer.batch=128            samples per step; trainer.micro_batch=N per forward pass
+  trainer.precision=auto       auto, fp32, bf16, fp16
+  trainer.recompute=none       none, blocks, attention: less memory, more time
+  trainer.compile=false        torch.compile
+  trainer.clip=1.0             largest gradient norm
+  trainer.time_limit=12h       save and stop after this time
+  optimizer.lr=2e-4            learning rate
+  every.log=100 every.save=10000 every.preview=5000
+  checkpoint.keep=2 checkpoint.keep_every=0
+  seed=0 name=NAME out=FOLDER device=auto
+  init=RUN                     start from the weights of a run
+  trainable=GLOB               train these parameters, freeze the rest
+  fresh=true                   begin again; old checkpoints are set aside
+  plugins=[FILE.py]            your own components
+"""
+
+_HYDRA = """\
+Hydra's own:
+  -m, --multirun               sweep: process=ddpm,edm,flow seed=0,1,2
+  --cfg job                    print the composed config and stop
+  --config-dir FOLDER          a folder with configs of your own
+"""
+
+VERBS = {
+    "train": Verb(
+        "train a model; the same command again resumes it",
+        f"""\
+usage: dcli train [CHOICE=NAME ...] [KEY=VALUE ...]
+
+Train a model. The run lives in runs/<name>-<id>; the same command resumes it.
+
+  dcli train exp=digits
+  dcli train dataset=digits process=flow network=unet trainer.steps=2000
+  dcli train -m process=ddpm,edm,flow seed=0,1,2
+
+{_TRAIN_KEYS}
+{_HYDRA}""",
+        "train",
+    ),
+    "sample": Verb(
+        "draw samples from a trained run",
+        f"""\
+usage: dcli sample ckpt=RUN [KEY=VALUE ...]
+
+Draw samples; the checkpoint is all that is needed. Prints the folder it wrote.
+
+  dcli sample ckpt=runs/digits steps=50 n=64
+  dcli sample ckpt=digits sampler=heun label=3 guidance=cfg guidance.scale=3
+
+keys:
+  ckpt=RUN                     a run, a checkpoint, or the beginning of a run's name
+  n=64 batch=64 seed=0         how many, how many at once, and which
+  steps=50 or nfe=100          steps of the sampler, or denoiser calls
+  label=3                      an index, a name, a list to cycle; -1: no class
+  sampler=NAME sampler.KEY=VALUE guidance=NAME guidance.KEY=VALUE
+  weights=ema                  ema, ema-<half-life>, raw
+  format=[png,grid]            png, npz, grid
+  trajectory=gif               gif, strip
+  out=FOLDER device=auto precision=auto dtype=float32 plugins=[FILE.py]
+
+{_HYDRA}""",
+        "sample",
+    ),
+    "check": Verb(
+        "check a training command without running it",
+        f"""\
+usage: dcli check [the arguments of `dcli train`]
+
+Find all that is wrong with a training command; print its parameters, FLOPs, memory
+and run folder. Reads no data and leaves nothing on disk.
+
+  dcli check exp=ddpm_cifar network.channels=64
+
+{_TRAIN_KEYS}""",
+        "train",
+    ),
+    "list": Verb(
+        "show the components: what they are and what they go with",
+        """\
+usage: dcli list [ROLE] [--json]
+
+Show every component with one line, its reference and what it can be combined with,
+and the names that ROLE= takes.
+
+  dcli list
+  dcli list samplers
+  dcli list exp --json
+""",
+    ),
+    "completion": Verb(
+        "print a completion script for bash or zsh",
+        """\
+usage: dcli completion bash|zsh
+
+Print a script that completes verbs, choices, their names and keys.
+
+  eval "$(dcli completion bash)"     in ~/.bashrc
+  eval "$(dcli completion zsh)"      in ~/.zshrc, after compinit
+""",
+    ),
+}
+
+EXIT_CODES = """\
+exit codes:
+  0 done   1 bug   2 command or config   3 data   4 checkpoint   5 environment
+  6 storage   7 numerics   8 memory   9 worker   10 some jobs of a sweep failed
+  128+N stopped by signal N after a clean save
+"""
+
+
+def overview() -> str:
+    """The text of `dcli --help`."""
+    verbs = "\n".join(f"  {verb:<12} {entry.summary}" for verb, entry in VERBS.items())
+    return f"""\
+usage: dcli VERB [CHOICE=NAME ...] [KEY=VALUE ...]
+
+Train and sample every diffusion-type model.
+
+verbs (dcli VERB --help tells more):
+{verbs}
+
+options:
+  --version    print the version
+  --debug      show the traceback of every error (or DCLI_DEBUG=1)
+
+{EXIT_CODES}"""
