@@ -1,0 +1,70 @@
+"""The non-finite latch: remembers, on the device, the first step that went wrong."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffusion_cli.errors import NumericsError
+
+
+class NonFinite(NumericsError):
+    """A loss or a gradient is not finite.
+
+    Args:
+        step: The step that was refused, counted from 1.
+        losses: Losses of its batch, (B,).
+        times: Times of its batch, (B,); NaN where the objective names none.
+        norm: Norm of its gradient.
+        lr: Learning rate of the run at that step.
+    """
+
+    def __init__(
+        self, step: int, losses: Tensor, times: Tensor, norm: float, lr: float
+    ) -> None:
+        self.step, self.losses, self.times, self.norm = step, losses, times, norm
+        self.rows = (~losses.isfinite()).nonzero().flatten().tolist()
+        shown = self.rows[:8]
+        which = "every loss is finite, the gradient is not"
+        if self.rows:
+            at = " ".join(f"{float(times[row]):.4g}" for row in shown)
+            which = f"times {at}, samples {' '.join(map(str, shown))} of the batch"
+            which += f" and {len(self.rows) - 8} more" if len(self.rows) > 8 else ""
+        super().__init__(
+            f"trainer: NONFINITE step {step}: loss={float(losses.mean()):.4g}, "
+            f"grad_norm={norm:.4g}, lr={lr:.4g}, {which}",
+            "lower optimizer.lr, or trainer.precision=fp32",
+            "NONFINITE",
+        )
+
+
+class Latch:
+    """Closes at the first loss or gradient that is not finite, and stays closed.
+
+    `closed` is what optimisers read as `found_inf`: they leave everything as it is
+    while it is 1. So nothing is updated after the first bad value, although the host
+    looks only when it logs.
+    """
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.closed = torch.zeros((), device=device)
+        self._step = torch.zeros((), dtype=torch.int64, device=device)
+        self._report = torch.zeros(2, batch, dtype=torch.float64, device=device)
+        self._norm = torch.zeros((), device=device)
+
+    def update(self, step: int, losses: Tensor, times: Tensor, norm: Tensor) -> None:
+        """Look at one step, counted from 1; `losses` and `times` are (B,)."""
+        bad = ~(losses.isfinite().all() & norm.isfinite())
+        first = bad & (self.closed == 0)
+        report = torch.stack((losses.double(), times.double()))
+        self._report = torch.where(first, report, self._report)
+        self._step = torch.where(first, step, self._step)
+        self._norm = torch.where(first, norm.float(), self._norm)
+        self.closed = torch.maximum(self.closed, bad.float())
+
+    def check(self, lr: float) -> None:
+        """Raise `NonFinite` if it is closed; waits for the device."""
+        if self.closed.item():
+            losses, times = self._report.cpu()
+            step = int(self._step.item())
+            raise NonFinite(step, losses, times, self._norm.item(), lr)

@@ -1,0 +1,96 @@
+"""Stopping in good order: signals and the time budget."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+from diffusion_cli.errors import Stopped
+
+_log = logging.getLogger(__name__)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Stop:
+    """While entered, a signal asks for a stop instead of ending the program.
+
+    Before `begin` there is nothing to save and a signal raises `Stopped` at once. After
+    it, `requested` turns true, the caller finishes its step, saves and calls `end`. A
+    second Ctrl-C raises `KeyboardInterrupt`. The handler that was there before (a
+    scheduler's, which requeues the job) is called on leaving, whether or not the save
+    succeeded.
+
+    Args:
+        seconds: Time budget, counted from the construction.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.number: int | None = None
+        self._begun = False
+        self._previous: dict[int, Any] = {}
+
+    def begin(self) -> None:
+        """From here on there is something to save."""
+        self._begun = True
+
+    @property
+    def late(self) -> bool:
+        """Whether the time budget is spent."""
+        return time.monotonic() >= self.deadline
+
+    @property
+    def requested(self) -> bool:
+        """Whether to finish the step, save and leave."""
+        return self.number is not None or self.late
+
+    def end(self, message: str) -> None:
+        """Raise `Stopped` if a signal asked for it; a spent budget is no error."""
+        if self.number is not None:
+            raise Stopped(self.number, f"{_name(self.number)}: {message}")
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        previous: Any = self._previous.get(self.number or 0)
+        if _foreign(previous):
+            previous(self.number, None)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = self.number is not None
+        self.number = self.number or number
+        if again and number == signal.SIGINT:
+            _log.warning("aborted without saving")
+            raise KeyboardInterrupt
+        if not self._begun:
+            raise Stopped(number, f"{_name(number)}: nothing to save")
+        if not again:
+            tail = ", press again to abort" if number == signal.SIGINT else ""
+            _log.warning("%s: stopping after this step%s", _name(number), tail)
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+def _foreign(handler: Any) -> bool:
+    """Whether a handler is somebody's own: neither Python's nor the system's."""
+    own: tuple[Callable[..., Any] | int, ...] = (signal.SIG_DFL, signal.SIG_IGN)
+    return callable(handler) and handler not in (*own, signal.default_int_handler)
