@@ -1,0 +1,113 @@
+"""Denoisers that are known exactly: the same call surface as a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from diffusion_cli.core import Normal, Point, Posterior
+from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.processes import processes
+from diffusion_cli.processes.affine import Affine, Diffusion
+from diffusion_cli.rng import Rng
+
+SCHEDULES = {
+    "linear": {"name": "linear"},
+    "cosine": {"name": "cosine"},
+    "exponential": {"name": "exponential"},
+    "vp": {"name": "vp"},
+    "subvp": {"name": "subvp"},
+    "ve": {"name": "ve"},
+    "karras": {"name": "karras"},
+    "straight": {"name": "straight"},
+    "trigonometric": {"name": "trigonometric"},
+}
+SMOOTH = [name for name in SCHEDULES if name not in ("linear", "cosine")]
+
+
+def gaussian(name: str, **schedule: float) -> Diffusion:
+    """The Gaussian process with a schedule, by name."""
+    node = {"name": "gaussian", "schedule": {"name": name, **schedule}}
+    return cast(Diffusion, processes.build(node))
+
+
+def number(value: float) -> Tensor:
+    """A float64 scalar."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def rows(count: int, seed: int = 0) -> Rng:
+    """The streams of samples 0 .. count - 1."""
+    return Rng(seed, torch.arange(count))
+
+
+class Still(Rng):
+    """A source whose every normal is the same number: isolates mean and spread."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(0, torch.arange(1))
+        self.value = value
+
+    def child(self, name: str) -> Rng:
+        return self
+
+    def at(self, step: int) -> Rng:
+        return self
+
+    def normal(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        return torch.full(tuple(shape), self.value, dtype=dtype)
+
+
+class NormalData(Denoiser):
+    """Data N(m, s2) per coordinate: FIX-G, and FIX-A with a vector of variances."""
+
+    def __init__(
+        self,
+        process: Affine,
+        s2: float | Tensor = 0.25,
+        m: float | Tensor = 0.0,
+        spread: bool = False,
+    ) -> None:
+        super().__init__()
+        self.process: Affine = process
+        self.s2, self.m, self.spread = s2, m, spread
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
+        k = self.process.at(t, x)
+        v = k.alpha**2 * self.s2 + k.sigma**2
+        mean = self.m + k.alpha * self.s2 / v * (x - k.alpha * self.m)
+        if self.spread:
+            return Normal(mean, torch.as_tensor(self.s2 * k.sigma**2 / v))
+        return Point(mean)
+
+    def variance(self, t: Tensor) -> Tensor:
+        """The variance of x_t."""
+        k = self.process.schedule(t)
+        return k.alpha**2 * self.s2 + k.sigma**2
+
+    def exact(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The probability-flow ODE from x_t to x_s, in closed form."""
+        a, b = self.process.schedule(t).alpha, self.process.schedule(s).alpha
+        ratio = (self.variance(s) / self.variance(t)).sqrt()
+        return b * self.m + ratio * (x - a * self.m)
+
+
+class Finite(Denoiser):
+    """A finite data set (N, ...): FIX-E; the posterior is a softmax over its points."""
+
+    def __init__(self, process: Affine, points: Tensor) -> None:
+        super().__init__()
+        self.process: Affine = process
+        self.points = points
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
+        k = self.process.at(t, x)
+        gaps = x.flatten(1)[:, None] - k.alpha * self.points.flatten(1)[None]
+        spread = k.sigma if k.sigma.ndim == 0 else k.sigma.reshape(-1, 1)
+        weights = (-gaps.square().sum(-1) / (2 * spread**2)).softmax(-1)
+        return Point((weights @ self.points.flatten(1)).reshape(x.shape))
