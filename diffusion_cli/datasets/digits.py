@@ -7,7 +7,8 @@ from importlib.resources import files
 import numpy as np
 
 from diffusion_cli.datasets import datasets
-from diffusion_cli.datasets.images import Images, Table, image_spec
+from diffusion_cli.datasets.images import Images, image_spec
+from diffusion_cli.datasets.tables import Table
 
 
 @datasets("digits")

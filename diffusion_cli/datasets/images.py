@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
@@ -17,18 +15,12 @@ from torch.nn.functional import pad
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Batch, Dataset
 from diffusion_cli.datasets.storage import staged
+from diffusion_cli.datasets.tables import Table
 from diffusion_cli.rng import Rng
 
 RESIDENT = 2 * 2**30  # bytes; a set of at most this size lives on the device
 LEGIBLE = 32  # pixels; smaller images are enlarged in pictures
 GAP, GREY = 2, 96  # pixels between the tiles of a picture, and their level
-
-
-class Table(NamedTuple):
-    """All images of a set, (N, C, H, W) uint8 levels, and their labels, (N,)."""
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[Any]
 
 
 def image_spec(

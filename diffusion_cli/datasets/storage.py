@@ -26,13 +26,14 @@ def staged(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(folder: Path, hint: str) -> Iterator[None]:
-    """Make `folder`, and say where writing failed: full, read-only, not allowed."""
+    """Make `folder`, and say where it failed: full, read-only, not allowed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StorageError(f"{folder}: cannot write: {reason.lower()}", hint) from error
+        where = error.filename or folder
+        raise StorageError(f"{where}: {reason.lower()}", hint) from error
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
