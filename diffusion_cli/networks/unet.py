@@ -1,0 +1,200 @@
+"""The U-Net of DDPM."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion_cli.core import Spec
+from diffusion_cli.networks import Network, networks
+from diffusion_cli.networks.blocks import (
+    Attention,
+    Embedding,
+    dropout,
+    group_norm,
+    run,
+    run_block,
+    xavier,
+    zeroed,
+)
+from diffusion_cli.settings import require
+
+
+class PixelAttention(nn.Module):
+    """Attention over the pixels of (B, C, H, W), added to its input."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.attention = Attention(
+            channels, heads, zeroed(nn.Linear(channels, channels))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
+        y: Tensor = self.attention(tokens)
+        return x + y.transpose(1, 2).reshape(x.shape)
+
+
+class Block(nn.Module):
+    """Residual block: two convolutions with the embedding between, then attention.
+
+    Reference: Ho et al. 2020, appendix B, arXiv:2006.11239.
+
+    Args:
+        heads: Heads of the attention; 0 means none.
+    """
+
+    def __init__(
+        self, inner: int, outer: int, embedding: int, heads: int, rate: float
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = group_norm(inner), group_norm(outer)
+        self.conv1 = xavier(nn.Conv2d(inner, outer, 3, padding=1))
+        self.shift = xavier(nn.Linear(embedding, outer))
+        self.dropout = dropout(rate)
+        self.conv2 = zeroed(nn.Conv2d(outer, outer, 3, padding=1))
+        same = inner == outer
+        self.shortcut = nn.Identity() if same else xavier(nn.Conv2d(inner, outer, 1))
+        self.attention = PixelAttention(outer, heads) if heads else None
+
+    def forward(
+        self, x: Tensor, skip: Tensor | None, embedding: Tensor, recompute: bool
+    ) -> Tensor:
+        # Joined here, so that recomputation remembers the two and not the pair.
+        x = x if skip is None else torch.cat([x, skip], dim=1)
+        y: Tensor = self.conv1(F.silu(self.norm1(x)))
+        y = y + self.shift(embedding)[:, :, None, None]
+        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
+        y = self.shortcut(x) + y
+        if self.attention is None:
+            return y
+        return run(self.attention, recompute, y)
+
+
+@networks("unet")
+class UNet(Network):
+    """The U-Net of DDPM: residual blocks, attention at chosen sizes, joined skips.
+
+    Its defaults are the published CIFAR-10 network, 35,746,307 parameters. An `out` of
+    (K,) averages the last features over space and maps them to K numbers.
+
+    Reference: Ho et al. 2020, appendix B, arXiv:2006.11239.
+
+    Args:
+        channels: Width of the first level.
+        multipliers: Width of every level, in units of `channels`; each level halves the
+            image, so its sides must be divisible by 2^(levels - 1).
+        blocks: Residual blocks per level on the way down; one more on the way up.
+        attention: Sizes of the image, in pixels, at which blocks attend; the middle
+            always does.
+        heads: Attention heads.
+        dropout: Dropout rate inside the blocks.
+    """
+
+    def __init__(
+        self,
+        state: Spec,
+        out: tuple[int, ...],
+        channels: int = 128,
+        multipliers: tuple[int, ...] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention: tuple[int, ...] = (16,),
+        heads: int = 1,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        _check(state, out, multipliers)
+        require(channels >= 2, "channels", channels, ">= 2")
+        require(channels % 2 == 0, "channels", channels, "even")
+        require(blocks >= 1, "blocks", blocks, ">= 1")
+        widths = [channels * multiplier for multiplier in multipliers]
+        fits = heads >= 1 and all(width % heads == 0 for width in widths)
+        require(fits, "heads", heads, f"a divisor of the widths {widths}")
+        require(0 <= dropout < 1, "dropout", dropout, "in [0, 1)")
+        sizes = [min(state.shape[1:]) >> level for level in range(len(widths))]
+
+        def block(inner: int, outer: int, attends: bool) -> Block:
+            return Block(inner, outer, 4 * channels, heads * attends, dropout)
+
+        self.embedding = Embedding(state, channels, 4 * channels)
+        self.entries, self.down = nn.ModuleList(), nn.ModuleList()
+        self.up, self.exits = nn.ModuleList(), nn.ModuleList()
+        current, skips = state.shape[0], list[int]()
+        for level, (width, size) in enumerate(zip(widths, sizes, strict=True)):
+            into = current if level else channels
+            self.entries.append(
+                xavier(nn.Conv2d(current, into, 3, 2 if level else 1, padding=1))
+            )
+            inputs = [into] + [width] * (blocks - 1)
+            self.down.append(
+                nn.ModuleList(block(i, width, size in attention) for i in inputs)
+            )
+            current, skips = width, [*skips, into, *[width] * blocks]
+        self.middle = nn.ModuleList(
+            [block(current, current, True), block(current, current, False)]
+        )
+        for width, size in zip(reversed(widths), reversed(sizes), strict=True):
+            layers = nn.ModuleList()
+            for _ in range(blocks + 1):
+                layers.append(block(current + skips.pop(), width, size in attention))
+                current = width
+            self.up.append(layers)
+        for width in reversed(widths[1:]):
+            grow = xavier(nn.Conv2d(width, width, 3, padding=1))
+            self.exits.append(nn.Sequential(nn.Upsample(scale_factor=2), grow))
+        self.exits.append(
+            nn.Sequential(group_norm(current), nn.SiLU(), _head(current, out))
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        level: Tensor,
+        label: Tensor | None = None,
+        extra: Tensor | None = None,
+    ) -> Tensor:
+        embedding = self.embedding(level, label, extra)
+        skips: list[Tensor] = []
+        for entry, blocks in zip(self.entries, self.down, strict=True):
+            x = entry(x)
+            skips.append(x)
+            for block in blocks:  # type: ignore[attr-defined]  # a list of modules
+                x = run_block(block, self.recompute, x, None, embedding)
+                skips.append(x)
+        for block in self.middle:
+            x = run_block(block, self.recompute, x, None, embedding)
+        for blocks, leave in zip(self.up, self.exits, strict=True):
+            for block in blocks:  # type: ignore[attr-defined]
+                x = run_block(block, self.recompute, x, skips.pop(), embedding)
+            x = leave(x)
+        return x
+
+
+def _head(channels: int, out: tuple[int, ...]) -> nn.Module:
+    if len(out) == 1:
+        last = zeroed(nn.Linear(channels, out[0]))
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
+    return zeroed(nn.Conv2d(channels, out[0], 3, padding=1))
+
+
+def _check(state: Spec, out: tuple[int, ...], multipliers: tuple[int, ...]) -> None:
+    image = len(state.shape) == 3 and state.kind == "continuous"
+    require(image, "state", state.shape, "an image (C, H, W); try `network=mlp`")
+    sides = state.shape[1:]
+    same = len(out) == 1 or (len(out) == 3 and out[1:] == sides)
+    require(same, "out", out, f"(channels, {sides[0]}, {sides[1]}) or (K,)")
+    positive = bool(multipliers) and min(multipliers) >= 1
+    require(positive, "multipliers", multipliers, "one number >= 1 for each level")
+    levels, common = len(multipliers), math.gcd(*sides)
+    most = (common & -common).bit_length()  # one more than the times 2 divides it
+    require(
+        levels <= most,
+        "multipliers",
+        multipliers,
+        f"at most {most} levels for images of {sides[0]}x{sides[1]} "
+        f"({levels} levels need sides divisible by {2 ** (levels - 1)})",
+    )
