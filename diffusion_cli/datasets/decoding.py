@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from diffusion_cli.datasets.sources import Entry, Source
 
+Size = tuple[int, int]  # width, height
 Fit = Literal["exact", "crop", "resize"]
 
 
@@ -19,7 +20,7 @@ class Decoded(NamedTuple):
     name: str
     pixels: NDArray[np.uint8] | None = None  # (C, H, W); None: broken or another size
     mode: str = ""
-    size: tuple[int, int] = (0, 0)  # width, height as stored, after EXIF rotation
+    size: Size = (0, 0)  # as stored, after EXIF rotation
     fault: str = ""  # why it cannot be decoded
 
 
@@ -37,7 +38,7 @@ class Decoder(NamedTuple):
         channels: 1 for grey, 3 for colours.
     """
 
-    size: tuple[int, int] | None
+    size: Size | None
     fit: Fit
     channels: int
 

@@ -33,7 +33,8 @@ class Source(ABC):
 
     def entries(self) -> list[Entry]:
         """All image files, sorted; at least one (`DataError`)."""
-        found, others = [], []
+        found: list[Entry] = []
+        others: list[Entry] = []
         for entry in self._walk():
             hidden = any(p.startswith((".", "__MACOSX")) for p in entry.name.split("/"))
             if not hidden:
@@ -76,7 +77,7 @@ class Folder(Source):
                     info = path.stat()
                 except OSError:  # a dangling link: its turn to fail comes when read
                     info = path.lstat()
-                if not stat.S_ISFIFO(info.st_mode):
+                if stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
                     below = path.relative_to(self.path).as_posix()
                     yield Entry(below, info.st_size, info.st_mtime_ns)
 
