@@ -28,7 +28,7 @@ class NonFinite(NumericsError):
         which = "every loss is finite, the gradient is not"
         if self.rows:
             at = " ".join(f"{float(times[row]):.4g}" for row in shown)
-            which = f"times {at}, samples {' '.join(map(str, shown))} of the batch"
+            which = f"times {at}, rows {' '.join(map(str, shown))}"
             which += f" and {len(self.rows) - 8} more" if len(self.rows) > 8 else ""
         super().__init__(
             f"trainer: NONFINITE step {step}: loss={float(losses.mean()):.4g}, "
@@ -36,6 +36,18 @@ class NonFinite(NumericsError):
             "lower optimizer.lr, or trainer.precision=fp32",
             "NONFINITE",
         )
+
+    def report(self, indices: list[int]) -> dict[str, object]:
+        """What it takes to replay the batch; `indices` are its samples in the data."""
+        bad = ", ".join(str(indices[row]) for row in self.rows[:8])
+        self.message += f"; samples of the data set {bad}" if bad else ""
+        return {
+            "step": self.step,
+            "samples": indices,
+            "losses": [str(loss) for loss in self.losses.tolist()],
+            "times": [str(t) for t in self.times.tolist()],
+            "bad_rows": self.rows,
+        }
 
 
 class Latch:

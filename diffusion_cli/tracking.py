@@ -1,0 +1,200 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard, pictures, and a line or a bar."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_cli.artifact import storage
+from diffusion_cli.trainer import Progress
+
+LEVELS = 10  # parts of [0, 1] for which losses are told apart
+_log = logging.getLogger(__name__)
+
+
+class Meter:
+    """Mean loss since the last log, over all and by time, summed on the device.
+
+    Its sums travel in the checkpoint: a resumed run logs the same numbers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(2, LEVELS + 1, dtype=torch.float64, device=device)
+
+    def update(self, progress: Progress) -> None:
+        """Take in a step; the last column collects samples without a time."""
+        level = (progress.times * LEVELS).clamp(0, LEVELS - 1)
+        column = torch.where(level.isnan(), LEVELS, level).long()
+        losses = progress.losses.double()
+        both = torch.stack((losses, torch.ones_like(losses)))
+        self._sums.index_add_(1, column, both)
+
+    def read(self) -> dict[str, float]:
+        """`loss`, and `loss_t<time>` for each part seen; waits for the device."""
+        losses, counts = self._sums.tolist()
+        values = {"loss": sum(losses) / max(1.0, sum(counts))}
+        for part, (loss, count) in enumerate(zip(losses, counts, strict=True)):
+            if count and part < LEVELS:
+                values[f"loss_t{part / LEVELS:.1f}"] = loss / count
+        return values
+
+    def reset(self) -> None:
+        """Begin the next interval."""
+        self._sums.zero_()
+
+    def plain(self) -> list[list[float]]:
+        """The sums, exactly."""
+        return self._sums.tolist()
+
+    def restore(self, plain: list[list[float]]) -> None:
+        """Take back what `plain` gave."""
+        self._sums.copy_(torch.tensor(plain, dtype=torch.float64))
+
+
+class Tracker:
+    """Writes metrics and pictures into a run folder.
+
+    A line of `metrics.jsonl` and a TensorBoard event of a step after `step` belong to a
+    past that is undone; they go. Trouble here is told once and never ends a run.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self._told = folder, False
+        self.metrics = folder / "metrics.jsonl"
+        with storage(self.metrics):
+            _truncate(self.metrics, step)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one line and one point of every curve."""
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(_curve(name), value, step)
+            self._board.flush()
+        except OSError as error:
+            self._complain(error)
+
+    def picture(self, step: int, picture: Tensor) -> None:
+        """Keep a picture (3, H, W), uint8, as a file and in TensorBoard."""
+        path = self.folder / "samples" / f"step_{step:08d}.png"
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(part, format="PNG")
+            part.replace(path)
+            self._board.add_image("samples", picture, step)
+        except OSError as error:
+            self._complain(error)
+
+    def last_loss(self) -> float | None:
+        """The loss of the last line."""
+        return last_loss(self.metrics)
+
+    def close(self) -> None:
+        """Write what is waiting."""
+        try:
+            self._board.close()
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        if not self._told:
+            _log.warning("metrics are not written: %s", error)
+        self._told = True
+
+
+class Bar:
+    """A progress bar on a terminal, one line per log interval elsewhere."""
+
+    def __init__(self, step: int, steps: int, batch: int) -> None:
+        self.steps, self.batch = steps, batch
+        self._clock, self._done = time.monotonic(), step
+        quiet = not sys.stderr.isatty()
+        self._tqdm = tqdm(
+            total=steps, initial=step, unit="step", dynamic_ncols=True, disable=quiet
+        )
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._tqdm.update()
+
+    def rate(self, step: int) -> float:
+        """Samples per second since the last call."""
+        now = time.monotonic()
+        rate = (step - self._done) * self.batch / max(now - self._clock, 1e-9)
+        self._clock, self._done = now, step
+        return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count: saving, previews."""
+        begun = time.monotonic()
+        yield
+        self._clock += time.monotonic() - begun
+
+    def show(self, step: int, values: Mapping[str, Any]) -> None:
+        """Show the loss and the speed."""
+        loss = f"{values['loss']:.4g}"
+        rate = values["images_per_second"]
+        if not self._tqdm.disable:
+            self._tqdm.set_postfix_str(f"loss {loss}, {rate:.4g} img/s")
+            return
+        left = time.strftime(
+            "%H:%M:%S", time.gmtime((self.steps - step) * self.batch / max(rate, 1e-9))
+        )
+        say(f"step {step}/{self.steps}  loss {loss}  {rate:.4g} img/s  left {left}")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._tqdm.close()
+
+
+def say(text: str) -> None:
+    """Tell the person, on stderr, around a bar; a closed stderr is nobody."""
+    try:
+        tqdm.write(text, file=sys.stderr)
+    except OSError:
+        return
+
+
+def last_loss(metrics: Path) -> float | None:
+    """The loss of the last line of `metrics.jsonl`."""
+    lines = _lines(metrics)
+    return float(lines[-1]["loss"]) if lines else None
+
+
+def _lines(metrics: Path) -> list[dict[str, Any]]:
+    """The whole lines of `metrics.jsonl`, up to a torn one."""
+    found: list[dict[str, Any]] = []
+    try:
+        for line in metrics.read_text(encoding="utf-8").splitlines():
+            found.append(json.loads(line))
+    except (FileNotFoundError, ValueError):
+        pass
+    return found
+
+
+def _truncate(metrics: Path, step: int) -> None:
+    kept = [line for line in _lines(metrics) if line["step"] <= step]
+    part = metrics.with_name(f".{metrics.name}.part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    part.replace(metrics)
+
+
+def _curve(name: str) -> str:
+    return f"loss by time/{name[6:]}" if name.startswith("loss_t") else name
