@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from diffusion_cli import failpoints
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.errors import DataError, DcliError, WorkerError
@@ -110,6 +111,7 @@ class _Requests(TorchDataset[MicroBatch | DcliError]):
         rng = self.order.rng(task.step, rows)
         index = self.order.samples(task.step * self.order.batch + rows)
         try:
+            failpoints.hit("data.item", task.step)
             return MicroBatch(*self.data.batch(index, rng), rows)
         except Exception as error:  # a data set may raise anything; workers lose types
             return self._blame(index, rng, error)

@@ -19,6 +19,7 @@ from filelock import FileLock
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 from tqdm import tqdm
 
+from diffusion_cli import failpoints
 from diffusion_cli.datasets.storage import writing
 from diffusion_cli.errors import DataError, EnvironmentFault
 
@@ -53,6 +54,7 @@ def fetch(remote: Remote, folder: Path) -> Path:
             part = folder / f".{remote.name}.part"
             _Download(remote, part, manual).run()
             _check(part, remote, f"{manual} by hand", discard=True)
+            failpoints.hit("download.rename")
             os.replace(part, path)
         else:
             _check(path, remote, f"delete {path}")
@@ -124,6 +126,7 @@ class _Download:
                 while chunk := reply.read(CHUNK):
                     self.heard = time.monotonic()
                     file.write(chunk)
+                    failpoints.hit("download.chunk")
                     bar.update(len(chunk))
             if file.tell() < total:
                 raise ConnectionError(f"the connection broke at byte {file.tell()}")
