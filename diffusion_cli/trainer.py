@@ -131,12 +131,12 @@ class Trainer:
         number = state.step + 1
         optimizer.zero_grad(set_to_none=True)
         losses, times = self._backward(state, batch)
-        if scaler is not None:
-            scaler.unscale_(optimizer)
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         grads = [p.grad for p in weights if p.grad is not None]
         if failpoints.hit("step.grad", number):
             grads[0].fill_(math.nan)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
         norm = get_total_norm(grads, foreach=True)
         if self.settings.clip:
             clip_grads_with_norm_(weights, self.settings.clip, norm, foreach=True)

@@ -130,18 +130,15 @@ class _Run:
             self.parts.model.process.fit(self._fitting())
         else:
             self._resume(found)
-        self.folder.report("running", self.state.step)
         self.folder.describe(self.config, overrides, self.device)
         self._introduce(found)
         self.tracker = Tracker(self.folder.path, self.state.step)
         self.bar = Bar(self.state.step, self.settings.steps, self.settings.batch)
         try:
             self._loop()
-        except NonFinite as error:
-            self._blame(error)
-            self._fail(error)
-            raise
         except BaseException as error:
+            if isinstance(error, NonFinite):
+                self._blame(error)
             self._fail(error)
             raise
         finally:
@@ -152,7 +149,9 @@ class _Run:
     def _loop(self) -> None:
         """Steps, and what happens between them."""
         self.stop.begin()
-        for progress in self.trainer.run(self.state, self._batches()):
+        self.folder.report("running", self.state.step)
+        batches = self._batches(self.state.step, self.settings.steps)
+        for progress in self.trainer.run(self.state, batches):
             step = progress.step
             last = step == self.settings.steps
             self.meter.update(progress)
@@ -160,14 +159,14 @@ class _Run:
             if step % self.every.log == 0:
                 self._log(progress.lr, progress.grad_norm)
                 self.meter.reset()
-            if last or (self.every.save and step % self.every.save == 0):
-                self._save()
+            with self.bar.paused():
+                if last or (self.every.save and step % self.every.save == 0):
+                    self._save()
+                if self.every.preview and (last or step % self.every.preview == 0):
+                    self._preview()
             if last and step % self.every.log:
-                self._log(
-                    progress.lr, progress.grad_norm
-                )  # the sums were saved: extend
-            if self.every.preview and (last or step % self.every.preview == 0):
-                self._preview()
+                # after the save, which keeps the sums: the run can be extended
+                self._log(progress.lr, progress.grad_norm)
             if self.stop.requested:
                 break
         if self.saved != self.state.step:
@@ -186,10 +185,7 @@ class _Run:
             print(self.folder.path)
         return self.tracker.last_loss()
 
-    def _batches(self) -> Iterator[Iterator[loading.MicroBatch]]:
-        return self._load(self.state.step, self.settings.steps)
-
-    def _load(self, first: int, last: int) -> Iterator[Iterator[loading.MicroBatch]]:
+    def _batches(self, first: int, last: int) -> Iterator[Iterator[loading.MicroBatch]]:
         return loading.batches(
             self.data,
             seed=self.config["seed"],
@@ -204,7 +200,7 @@ class _Run:
     def _fitting(self) -> Iterator[Tensor]:
         """One epoch of clean samples, read only by a process that asks."""
         epoch = -(-len(self.data) // self.settings.batch)
-        for batch in self._load(0, epoch):
+        for batch in self._batches(0, epoch):
             for micro in batch:
                 yield micro.x0
 

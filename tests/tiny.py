@@ -1,0 +1,110 @@
+"""A run that trains in a tenth of a second, for the tests of trainer and commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_cli import assemble, checkpoint, config, loading
+from diffusion_cli.settings import TrainerSettings
+from diffusion_cli.state import State
+from diffusion_cli.trainer import Trainer
+
+MACHINE = ("images_per_second", "memory_gib")  # what a metric line says of the machine
+TINY: dict[str, Any] = {
+    "dataset": {"name": "toy2d", "size": 100, "shape": "moons"},
+    "process": {"name": "gaussian", "schedule": {"name": "linear", "levels": 1000}},
+    "parametrisation": {"name": "eps"},
+    "objective": {
+        "name": "denoise",
+        "weight": {"name": "simple"},
+        "time": {"name": "uniform"},
+    },
+    "coupling": {"name": "independent"},
+    "guidance": None,
+    "sampler": {"name": "ancestral", "steps": 2, "grid": {"name": "uniform"}},
+    "network": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.2},
+    "optimizer": {"name": "adamw", "lr": 0.01},
+    "trainer": {"steps": 12, "batch": 8, "ema": [4.0], "ema_ramp": None, "workers": 0},
+    "every": {"log": 5, "save": 4, "preview": 0},
+    "checkpoint": {},
+}
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    """The checked config of a tiny run; groups are updated, components replaced."""
+    values = dict(TINY)
+    for key, change in changes.items():
+        grouped = key in ("trainer", "every", "checkpoint")
+        values[key] = {**TINY[key], **change} if grouped else change
+    return config.check(values)
+
+
+def outcome(folder: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """What a run amounts to: hashes of its last checkpoint, its metrics."""
+    found = checkpoint.load(folder)
+    hashes = {name: entry["sha256"] for name, entry in found.files.items()}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    return hashes, [
+        {key: value for key, value in line.items() if key not in MACHINE}
+        for line in metrics
+    ]
+
+
+CPU = torch.device("cpu")
+
+
+class Setup:
+    """A trainer with its state and its data."""
+
+    def __init__(self, trainable: str | None = None, **trainer: Any) -> None:
+        values = tiny(trainer={"precision": "fp32", **trainer})
+        self.data = assemble.dataset(values)
+        self.data.prepare()
+        parts = assemble.parts(values, self.data.spec)
+        self.settings = TrainerSettings(**values["trainer"])
+        self.trainer = Trainer(
+            self.settings,
+            optimizer=values["optimizer"],
+            seed=3,
+            device=CPU,
+            trainable=trainable,
+        )
+        self.state = self.trainer.start(parts.model, parts.objective)
+
+    def batches(self, last: int = 5) -> Iterator[Iterator[loading.MicroBatch]]:
+        return loading.batches(
+            self.data,
+            seed=3,
+            first=self.state.step,
+            last=last,
+            batch=self.settings.batch,
+            micro_batch=self.trainer.micro_batch,
+            device=CPU,
+            workers=0,
+        )
+
+    def train(self, last: int = 5) -> State:
+        for _ in self.trainer.run(self.state, self.batches(last)):
+            pass
+        return self.state
+
+
+def snapshot(state: State) -> dict[str, Tensor]:
+    return {
+        f"{file}/{name}": tensor.clone()
+        for file, tensors in state.tensors().items()
+        for name, tensor in tensors.items()
+    }
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[k], other[k]) for k in one
+    )
