@@ -6,11 +6,11 @@ and whatever Hydra refuses is refused before torch is imported.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
 import warnings
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from diffusion_cli.errors import ConfigError, DcliError, Stopped, SweepError
@@ -108,21 +108,23 @@ class _Left(BaseException):
         self.problem = problem
 
 
-@dataclass
 class _Jobs:
     """The task that Hydra runs, once or for every job of a sweep."""
 
-    verb: str
-    done: int = 0
-    failed: list[str] = field(default_factory=list)
+    def __init__(self, verb: str) -> None:
+        self.verb, self.done = verb, 0
+        self.failed: list[str] = []
 
     def run(self, cfg: DictConfig) -> float | None:
         """Check the config and run the verb; a failed job does not end a sweep."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
+        from omegaconf import OmegaConf
 
+        gc.enable()
         hydra = HydraConfig.get()
-        overrides = list(hydra.overrides.task)
+        overrides = OmegaConf.to_container(hydra.overrides.task)  # ${...} stays
+        assert isinstance(overrides, list)
         sweep = hydra.mode == RunMode.MULTIRUN
         self.done += 1
         if sweep:
@@ -151,6 +153,7 @@ class _Jobs:
 
 def _compose(verb: str, words: list[str]) -> int:
     """Let Hydra compose the config and run the verb with it."""
+    gc.disable()  # a quarter of the time until the command begins
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     import hydra
     from hydra._internal.utils import get_args_parser
@@ -186,6 +189,7 @@ def _compose(verb: str, words: list[str]) -> int:
         raise composition(problem, verb) from problem
     finally:
         sys.argv = argv
+        gc.enable()
     if jobs.failed:
         count = f"{len(jobs.failed)} of {jobs.done} jobs failed"
         table = "\n  ".join((count, *jobs.failed))

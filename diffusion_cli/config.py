@@ -98,6 +98,11 @@ def _needed(key: str) -> ConfigError:
     return ConfigError(f"{key}: a value is needed", typed)
 
 
+def read(path: Path) -> Config:
+    """One yaml file, as it stands."""
+    return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+
+
 def dotted(config: Any, prefix: str = "") -> dict[str, Any]:
     """A nested config as a flat one: `{"trainer.steps": 100}`."""
     if isinstance(config, DictConfig):
@@ -112,7 +117,7 @@ def dotted(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def unknown(key: str, known: Iterable[str], verb: str) -> ConfigError:
     """The refusal of a key that does not exist, with the nearest that does."""
-    known = list(known)
+    known = sorted(known, key=lambda name: name.partition(".")[0] not in GROUPS)
     last = {name.rpartition(".")[2]: name for name in reversed(known)}
     word = key.rpartition(".")[2]
     meant = f"; did you mean `{last[word]}`?" if word in last else near(key, known)
@@ -146,7 +151,8 @@ def _settings(config: Mapping[str, Any], verb: str) -> tuple[Config, list[Config
     extra = {} if verb == "train" else {"plugins": own.pop("plugins", [])}
     known = [field.name for field in fields(top)] + [*nodes, *extra]
     known += [f"{name}.{f.name}" for name, cls in groups.items() for f in fields(cls)]
-    checked, errors = _dataclass(top, own, "", [*known, *dotted(config)], verb)
+    parts = dotted({key: config[key] for key in nodes if key in config})
+    checked, errors = _dataclass(top, own, "", [*known, *parts], verb)
     for name, cls in groups.items():
         values = config.get(name, {})
         if not isinstance(values, Mapping):
@@ -164,20 +170,19 @@ def _dataclass(
     """Values against a dataclass of settings: names, types, then ranges."""
     names = [field.name for field in fields(cls)]
     strange = [key for key in values if key not in names]
-    choices = [name for name in known if name.removeprefix(prefix) not in strange]
-    errors = [unknown(prefix + key, choices, verb) for key in strange]
+    errors = [unknown(prefix + key, known, verb) for key in strange]
     given = {key: value for key, value in values.items() if key in names}
     bound, found = check_call(cls, given, prefix.rstrip("."), f"dcli {verb}", ())
     for error in found:
         error.message = error.message.removeprefix(".")
-    own = {key: bound[key] for key in given}
-    while not found:  # a refused value gives way to its default, so that all are found
+    refused = {error.message.partition(":")[0] for error in found}
+    own = {key: bound[key] for key in given if prefix + key not in refused}
+    while True:  # a refused value gives way to its default, so that all are found
         try:
-            return asdict(cls(**own)), errors
+            return asdict(cls(**own)), errors + found
         except ValueError as problem:
-            errors.append(ConfigError(f"{prefix}{problem}"))
+            found.append(ConfigError(f"{prefix}{problem}"))
             del own[str(problem).partition(":")[0]]
-    return {}, errors + found
 
 
 def roles() -> dict[str, Registry[Any]]:

@@ -61,7 +61,7 @@ def _missing(problem: Exception, verb: str) -> ConfigError:
             f"{group}: there is no `{name}`{near(name, options)}",
             f"{group}= takes {names}" if len(options) <= 12 else names,
         )
-    if group in COMPONENTS:
+    if group in (*COMPONENTS, "exp"):
         return ConfigError(f"{group}: there is no `{name}`", f"dcli list {group}")
     if group:
         return unknown(group, (*COMPONENTS, "exp"), verb)
@@ -95,7 +95,8 @@ def _override(problem: Exception, verb: str) -> ConfigError:
         if parent is None:
             takes = f"`dcli {verb}` takes no `{match[1]}`"
             return ConfigError(f"{match[1]}: {takes}", f"dcli {verb} --help")
-        return unknown(match[1], dotted(parent._get_root()), verb)
+        known = [*COMPONENTS, "exp", *dotted(parent._get_root())]
+        return unknown(match[1], known, verb)
     if match := re.search(r"Ambiguous value for argument '(([^=]+)=(.*))'", text):
         return ConfigError(
             f"{match[2]}: several values, `{match[3]}`",
