@@ -220,7 +220,7 @@ def _build(folder: str) -> int:
 
 
 def test_many_processes_build_once(tmp_path: Path) -> None:
-    with get_context("spawn").Pool(4) as pool:
+    with get_context("fork").Pool(4) as pool:
         assert pool.map(_build, [str(tmp_path)] * 8) == [5] * 8
     assert (tmp_path / "log").read_text() == "built\n"
 
