@@ -15,9 +15,10 @@ Recompute = Literal["none", "blocks", "attention"]
 class Network(nn.Module, ABC):
     """A plain function of (state, level, conditions).
 
-    Constructed as `Net(state: Spec, out: tuple[int, ...], **own)`; `out` is the shape to
-    return per sample: (C, H, W), (2C, H, W) with a variance, (L, V) for tokens, (K,) for
-    a classifier. Embeddings of `level` are sinusoids of 1000 level, DDPM's step index.
+    Constructed as `Net(state: Spec, out: tuple[int, ...], **own)`; `out` is the shape
+    to return per sample: (C, H, W), (2C, H, W) with a variance, (L, V) for tokens, (K,)
+    for a classifier. Embeddings of `level` are sinusoids of 1000 level, DDPM's step
+    index.
 
     `recompute` is gradient checkpointing, set by the trainer: `blocks` recomputes whole
     blocks in the backward pass, `attention` the attention layers only.

@@ -1,0 +1,381 @@
+"""Every network in the registry keeps the contract; each has the published shape."""
+
+import copy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diffusion_cli.core import Spec
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.networks import Network, networks
+from diffusion_cli.networks.blocks import Attention, Embedding, group_norm, sinusoids
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "network"
+IMAGE = Spec((3, 8, 8), classes=5, extra=2)
+MODES = ("none", "blocks", "attention")
+SMALL: dict[str, dict[str, Any]] = {
+    "dit": {"name": "dit", "patch": 4, "depth": 2, "width": 16, "heads": 2},
+    "mlp": {"name": "mlp", "width": 16, "depth": 2},
+    "unet": {
+        "name": "unet",
+        "channels": 8,
+        "multipliers": (1, 2),
+        "blocks": 1,
+        "attention": (4,),
+        "dropout": 0.0,
+    },
+}
+
+DEEP: dict[str, dict[str, Any]] = {
+    "dit": {"depth": 16},
+    "mlp": {"depth": 16, "fourier": 0},
+    "unet": {"blocks": 8},
+}
+SHALLOW: dict[str, dict[str, Any]] = {
+    "dit": {"depth": 1},
+    "mlp": {"depth": 1},
+    "unet": {"multipliers": (1,), "attention": ()},
+}
+
+
+def node(name: str) -> dict[str, Any]:
+    """A small config; a network without one is tested as its defaults have it."""
+    return SMALL.get(name, {"name": name})
+
+
+def build(name: str, out: tuple[int, ...] = IMAGE.shape, **own: Any) -> Network:
+    torch.manual_seed(0)
+    return networks.build(node(name) | own, state=IMAGE, out=out)
+
+
+def awake(name: str, **own: Any) -> Network:
+    """A float64 network none of whose branches is closed by a zero."""
+    network = build(name, **own).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+def batch(rows: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(rows, *IMAGE.shape, generator=generator, dtype=dtype)
+    level = torch.rand(rows, generator=generator, dtype=dtype)
+    label = torch.randint(IMAGE.classes, (rows,), generator=generator)
+    extra = torch.randn(rows, IMAGE.extra, generator=generator, dtype=dtype)
+    return x, level, label, extra
+
+
+def gradients(network: nn.Module, inputs: Iterable[Tensor]) -> list[Tensor]:
+    """The loss and the gradient of every parameter, at a fixed seed of dropout."""
+    network.zero_grad()
+    torch.manual_seed(7)
+    loss = network(*inputs).square().mean()
+    loss.backward()
+    parameters = network.named_parameters()
+    found = [loss.detach(), *(p.grad for _, p in parameters if p.grad is not None)]
+    assert len(found) == 1 + len(list(network.parameters()))
+    return [tensor.clone() for tensor in found]
+
+
+every = pytest.mark.parametrize("name", networks.names())
+
+
+@every
+@pytest.mark.parametrize("out", [(3, 8, 8), (6, 8, 8), (4, 8, 8), (7,)])
+def test_output_has_the_shape_asked_for_and_starts_at_zero(
+    name: str, out: tuple[int, ...]
+) -> None:
+    output = build(name, out)(*batch(dtype=torch.float32))
+    assert output.shape == (4, *out)
+    assert (output == 0).all()
+
+
+@every
+def test_no_label_is_the_label_minus_one(name: str) -> None:
+    network, (x, level, label, extra) = awake(name), batch()
+    none = network(x, level, None, extra)
+    assert torch.equal(none, network(x, level, torch.full_like(label, -1), extra))
+    assert not torch.allclose(none, network(x, level, label, extra))
+
+
+@every
+def test_no_extra_is_zero(name: str) -> None:
+    network, (x, level, label, extra) = awake(name), batch()
+    none = network(x, level, label)
+    assert torch.equal(none, network(x, level, label, torch.zeros_like(extra)))
+    assert not torch.allclose(none, network(x, level, label, extra))
+
+
+@every
+def test_every_input_matters(name: str) -> None:
+    network, (x, level, *cond) = awake(name), batch()
+    output = network(x, level, *cond)
+    assert not torch.allclose(output, network(x + 0.1, level, *cond))
+    assert not torch.allclose(output, network(x, level + 0.001, *cond))
+
+
+@every
+def test_unconditional_data_have_no_table(name: str) -> None:
+    state = Spec(IMAGE.shape)
+    network = networks.build(node(name), state=state, out=state.shape)
+    embedding = next(m for m in network.modules() if isinstance(m, Embedding))
+    assert embedding.label is None and embedding.extra is None
+
+
+@every
+def test_samples_of_a_batch_do_not_meet(name: str) -> None:
+    network, inputs = awake(name), batch()
+    whole = network(*inputs)
+    for row in range(len(whole)):
+        alone = network(*(tensor[row : row + 1] for tensor in inputs))
+        torch.testing.assert_close(alone, whole[row : row + 1], rtol=0, atol=1e-12)
+
+
+@every
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    for gradient in gradients(awake(name), batch()):
+        assert gradient.abs().sum() > 0
+
+
+@every
+def test_bf16_autocast_is_finite_and_near(name: str) -> None:
+    network, inputs = awake(name).float(), batch(dtype=torch.float32)
+    exact = network(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = network(*inputs)
+    output.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())  # type: ignore[union-attr]
+    # A few dozen roundings to 8 bits.
+    assert (output - exact).norm() < 0.05 * exact.norm()
+
+
+@every
+@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_recomputation_leaves_the_gradients(
+    name: str, mode: str, dropout: float, dtype: torch.dtype
+) -> None:
+    network = awake(name, dropout=dropout).to(dtype)
+    inputs = batch(dtype=dtype)
+    kept = gradients(network, inputs)
+    network.recompute = mode  # type: ignore[assignment]
+    again = gradients(network, inputs)
+    for one, two in zip(kept, again, strict=True):
+        if dtype is torch.float64:
+            assert torch.equal(one, two)
+        else:
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+
+
+def saved_bytes(network: nn.Module, inputs: Iterable[Tensor]) -> int:
+    """Bytes kept for the backward pass, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = network(*inputs)
+    assert output.requires_grad
+    storages = [t.untyped_storage() for at, t in kept.items() if at not in own]
+    return sum(storage.nbytes() for storage in storages)
+
+
+@every
+def test_recomputation_keeps_fewer_bytes(name: str) -> None:
+    network, inputs = awake(name, **DEEP.get(name, {})), batch()
+    bytes_ = {}
+    for network.recompute in MODES:  # type: ignore[assignment]
+        bytes_[network.recompute] = saved_bytes(network, inputs)
+    assert bytes_["blocks"] < 0.5 * bytes_["none"]
+    attends = any(isinstance(module, Attention) for module in network.modules())
+    if attends:
+        assert bytes_["blocks"] < bytes_["attention"] < bytes_["none"]
+    else:
+        assert bytes_["attention"] == bytes_["none"]
+
+
+@every
+def test_without_gradients_nothing_is_recomputed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("recomputed without a backward pass")
+
+    network, inputs = awake(name), batch()
+    kept = network(*inputs)
+    network.recompute = "blocks"
+    monkeypatch.setattr("diffusion_cli.networks.blocks.checkpoint", refuse)
+    with torch.no_grad():
+        assert torch.equal(network(*inputs), kept)
+
+
+@every
+def test_no_dropout_is_no_module(name: str) -> None:
+    kinds = [type(module) for module in build(name, dropout=0.0).modules()]
+    assert nn.Dropout not in kinds
+    assert nn.Dropout in [type(m) for m in build(name, dropout=0.1).modules()]
+
+
+def compiled(network: Network, backend: str) -> Callable[..., Tensor]:
+    torch.compiler.reset()
+    network.compile(fullgraph=True, backend=backend, dynamic=False)
+    return network
+
+
+@every
+@pytest.mark.parametrize("mode", MODES)
+def test_compiled_in_one_graph_with_equal_gradients(name: str, mode: str) -> None:
+    network, inputs = awake(name, **SHALLOW.get(name, {})), batch()
+    twin = copy.deepcopy(network)
+    twin.recompute = mode  # type: ignore[assignment]
+    compiled(twin, "aot_eager")
+    assert list(twin.state_dict()) == list(network.state_dict())
+    for one, two in zip(
+        gradients(network, inputs), gradients(twin, inputs), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+@every
+@pytest.mark.parametrize("mode", MODES)
+def test_inductor_gives_equal_gradients(name: str, mode: str) -> None:
+    network = awake(name, **SHALLOW.get(name, {})).float()
+    inputs = batch(dtype=torch.float32)
+    twin = copy.deepcopy(network)
+    twin.recompute = mode  # type: ignore[assignment]
+    compiled(twin, "inductor")
+    for one, two in zip(
+        gradients(network, inputs), gradients(twin, inputs), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+@pytest.mark.parametrize("tokens", [1, 49, 64, 200])
+def test_attention_is_softmax_of_the_products(backend: SDPBackend, tokens: int) -> None:
+    torch.manual_seed(0)
+    attention = Attention(24, heads=3, last=nn.Linear(24, 24))
+    x = torch.randn(2, tokens, 24)
+    with sdpa_kernel(backend):
+        output = attention(x)
+    q, k, v = (
+        part.reshape(2, tokens, 3, 8).transpose(1, 2)
+        for part in attention.qkv(x).chunk(3, dim=2)
+    )
+    weights = torch.softmax(q @ k.transpose(2, 3) / 8**0.5, dim=3)
+    explicit = attention.last((weights @ v).transpose(1, 2).reshape(2, tokens, 24))
+    torch.testing.assert_close(output, explicit, rtol=0, atol=1e-5)
+
+
+def test_level_is_embedded_as_the_step_of_ddpm() -> None:
+    step = torch.tensor([0.0, 1.0, 500.0, 999.0])
+    waves = sinusoids(step, 128)
+    frequency = 10_000 ** (-torch.arange(64, dtype=torch.float64) / 63)
+    angle = step.double()[:, None] * frequency
+    exact = torch.cat([angle.sin(), angle.cos()], dim=1)
+    torch.testing.assert_close(waves.double(), exact, rtol=0, atol=1e-3)
+    assert sinusoids(step.bfloat16(), 8).dtype == torch.float32
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6, 30, 48, 100, 128, 256])
+def test_groups_divide_the_channels(channels: int) -> None:
+    norm = group_norm(channels)
+    assert channels % norm.num_groups == 0
+    assert norm.num_groups <= 32
+    assert norm(torch.randn(2, channels, 3, 3)).isfinite().all()
+
+
+def count(config: str, state: Spec, out: tuple[int, ...]) -> int:
+    values = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    with torch.device("meta"):
+        network = networks.build(values, state=state, out=out)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_published_sizes() -> None:
+    cifar = Spec((3, 32, 32))
+    assert count("unet", cifar, cifar.shape) == 35_746_307  # Ho et al. 2020
+    latent = Spec((4, 32, 32), classes=1000)
+    # The published 32,963,360 count the fixed positions, 256 x 384, as parameters.
+    assert count("dit_s2", latent, (8, 32, 32)) == 32_963_360 - 256 * 384
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "most"),
+    [
+        ("unet_digits", (1, 8, 8), 1.5e6),
+        ("unet_mnist", (1, 28, 28), 2.5e6),
+        ("dit_tiny", (3, 32, 32), 6e6),
+        ("mlp", (2,), 1.5e6),
+    ],
+)
+def test_small_configs_are_small(
+    config: str, shape: tuple[int, ...], most: float
+) -> None:
+    assert count(config, Spec(shape, classes=10), shape) < most
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_configs_fit_the_constructors_and_cite_a_source(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
+    _, errors = networks.check(values, "network")
+    assert not errors
+    assert path.read_text().startswith("#") and "arXiv:" in path.read_text()
+
+
+def test_unet_defaults_are_the_published_network() -> None:
+    published = yaml.safe_load((CONFIGS / "unet.yaml").read_text())
+    defaults, _ = networks.check({"name": "unet"}, "network")
+    listed = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
+    assert published == listed
+
+
+@pytest.mark.parametrize("sides", [(28, 28), (8, 12), (4, 64)])
+def test_unet_takes_every_size_its_levels_halve(sides: tuple[int, int]) -> None:
+    state = Spec((1, *sides))
+    own = {"channels": 8, "multipliers": (1, 1, 2), "blocks": 1}
+    network = networks.build({"name": "unet", **own}, state=state, out=state.shape)
+    assert network(torch.zeros(2, *state.shape), torch.zeros(2)).shape[2:] == sides
+
+
+@pytest.mark.parametrize(
+    ("own", "state", "says"),
+    [
+        ({"name": "unet"}, Spec((1, 28, 28)), "at most 3 levels for images of 28x28"),
+        ({"name": "unet", "multipliers": ()}, IMAGE, "one number >= 1"),
+        ({"name": "unet"}, Spec((2,)), "network=mlp"),
+        ({"name": "unet"}, Spec((8,), "tokens", vocab=4), "network.state"),
+        ({"name": "unet", "heads": 3}, IMAGE, "network.heads: must be a divisor"),
+        ({"name": "unet", "dropout": 1.0}, IMAGE, "network.dropout"),
+        ({"name": "unet", "channels": 7}, IMAGE, "network.channels: must be even"),
+        ({"name": "dit", "patch": 3}, IMAGE, "network.patch: must be a divisor"),
+        ({"name": "dit", "heads": 5}, IMAGE, "a divisor of width=384, got 5"),
+        ({"name": "dit"}, Spec((2,)), "network=mlp"),
+        ({"name": "mlp", "fourier": -1}, IMAGE, "network.fourier: must be >= 0"),
+        ({"name": "mlp"}, Spec((8,), "tokens", vocab=4), "network.state"),
+    ],
+)
+def test_refusals_say_what_would_work(
+    own: dict[str, Any], state: Spec, says: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        networks.build(own, state=state, out=state.shape)
+    assert says in refused.value.message
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_outputs_of_another_size_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"network\.out: must be"):
+        networks.build(node(name), state=IMAGE, out=(3, 4, 4))
