@@ -51,6 +51,8 @@ GROUPS = {"trainer": TrainerSettings, "every": Every, "checkpoint": Keep}
 EXECUTION = (
     "out",
     "name",
+    "dataset.root",
+    "dataset.cache",
     "every",
     "tracking",
     "device",
@@ -206,7 +208,7 @@ def _components(
         node = config.get(role)
         partial = verb == "sample" and isinstance(node, Mapping) and "name" not in node
         if partial or (not node and (role == "guidance" or verb == "sample")):
-            checked[role] = node or None  # sample: keys to lay over the checkpoint's
+            checked[role] = node  # sample: keys to lay over the checkpoint's
             continue
         nodes = node if isinstance(node, list) and role == "guidance" else [node]
         bound = []

@@ -109,7 +109,7 @@ def _override(problem: Exception, verb: str) -> ConfigError:
             f"{match[1]}: is there already", f"{match[1]}=... without `+`"
         )
     cause = problem.__cause__
-    detail = f": {_first_line(cause)}" if cause else ""
+    detail = f": {_first_line(cause)}" if cause and str(problem) else ""
     return ConfigError(f"{_first_line(problem)}{detail}", f"dcli {verb} --help")
 
 
@@ -121,6 +121,8 @@ def _is_out_of_memory(problem: BaseException) -> bool:
 
 
 def _first_line(problem: BaseException) -> str:
+    if not str(problem).strip() and problem.__cause__:
+        return _first_line(problem.__cause__)
     text = str(problem).strip() or type(problem).__name__
     line = text.splitlines()[0].rstrip(".")
     return line[:1].lower() + line[1:] if line[1:2].islower() else line
