@@ -77,7 +77,11 @@ def parts(config: Config, spec: Spec, device: str = "cpu") -> Parts:
         process = built.process
     loss = attempt(lambda: objective(config, process, spec)) if process else None
     walk = attempt(lambda: sampler(config["sampler"], process)) if process else None
-    guide = attempt(lambda: guided(built, config.get("guidance"), config)) if built else None
+    guide = (
+        attempt(lambda: guided(built, config.get("guidance"), config))
+        if built
+        else None
+    )
     if found or not (built and loss and walk and guide):
         raise found[0] if len(found) == 1 else ConfigError("", more=found)
     return Parts(built, loss, walk, guide)
@@ -93,7 +97,9 @@ def model(config: Config, spec: Spec, device: str = "cpu") -> Model:
             "dcli list process",
         )
     reading = parametrisations.build(config["parametrisation"])
-    _demand("parametrisation", config["parametrisation"]["name"], reading.needs, process)
+    _demand(
+        "parametrisation", config["parametrisation"]["name"], reading.needs, process
+    )
     if reason := reading.fits(process):
         name = config["parametrisation"]["name"]
         raise ConfigError(
@@ -168,7 +174,7 @@ def guided(
             )
         if cls.labelled and not config["objective"].get("drop"):
             raise ConfigError(
-                f"guidance: `{node['name']}` needs a model trained with objective.drop > 0",
+                f"guidance: `{node['name']}` needs training with objective.drop > 0",
                 "dcli train ... objective.drop=0.1",
             )
         denoiser = guidances.build(node, denoiser=denoiser)

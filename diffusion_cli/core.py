@@ -1,4 +1,4 @@
-"""What every part speaks of: `Spec`, what a sample is; `Posterior`, a belief about it."""
+"""What all parts speak of: `Spec`, what a sample is; `Posterior`, a belief about it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Normal(Posterior):
     """
 
     mean: Tensor
-    var: Tensor  # type: ignore[assignment]  # a normal always has a tensor
+    var: Tensor
 
     def nll(self, x0: Tensor) -> Tensor:
         return ((x0 - self.mean).square() / self.var + self.var.log()) / 2

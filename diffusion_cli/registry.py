@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 import types
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from math import isnan
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
@@ -93,7 +93,9 @@ class Registry(Generic[T]):
     def check(self, node: Any, where: str) -> tuple[dict[str, Any], list[ConfigError]]:
         """The node with every default filled in, and all that is wrong with it."""
         if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
-            message = f"{where}: expected a component such as {{name: ...}}, got {node!r}"
+            message = (
+                f"{where}: expected a component such as {{name: ...}}, got {node!r}"
+            )
             return {}, [ConfigError(message, f"dcli list {self.role}")]
         try:
             cls = self[node["name"]]
@@ -106,9 +108,10 @@ class Registry(Generic[T]):
 
     def build(self, node: Node, **given: Any) -> T:
         """Build a checked node; nested nodes first. A bad range is a `ConfigError`."""
-        cls = self[node["name"]]
+        cls: Callable[..., T] = self[node["name"]]
+        types: dict[str, Any] = hints(cls)
         own = {key: value for key, value in node.items() if key != "name"}
-        values = {key: _construct(value, hints(cls).get(key)) for key, value in own.items()}
+        values = {key: _construct(value, types.get(key)) for key, value in own.items()}
         wanted = inspect.signature(cls).parameters
         passed = {key: value for key, value in given.items() if key in wanted}
         try:
@@ -132,7 +135,7 @@ def plugins() -> dict[str, types.ModuleType]:
     return {point.name: point.load() for point in entry_points(group="dcli.plugins")}
 
 
-@lru_cache(maxsize=None)
+@cache
 def hints(call: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a constructor, resolved."""
     function = call.__init__ if isinstance(call, type) else call  # type: ignore[misc]
@@ -140,7 +143,11 @@ def hints(call: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_call(
-    call: Callable[..., Any], values: Node, where: str, what: str, given: tuple[str, ...]
+    call: Callable[..., Any],
+    values: Node,
+    where: str,
+    what: str,
+    given: tuple[str, ...],
 ) -> tuple[dict[str, Any], list[ConfigError]]:
     """Bind `values` to a signature: defaults filled in, and all that is wrong."""
     bound: dict[str, Any] = {}
@@ -159,7 +166,9 @@ def check_call(
             takes = ", ".join(f"`{name}`" for name in parameters) or "nothing"
             hint = f"`{what}` takes {takes}"
             suggestion = near(key, parameters)
-            errors.append(ConfigError(f"{where}: `{what}` takes no `{key}`{suggestion}", hint))
+            errors.append(
+                ConfigError(f"{where}: `{what}` takes no `{key}`{suggestion}", hint)
+            )
     for name, parameter in parameters.items():
         missing = parameter.default is parameter.empty
         if name not in values:
@@ -179,7 +188,9 @@ def check_call(
 def _role(annotation: Any) -> Registry[Any] | None:
     """The role an annotation stands for: `Schedule`, `Grid | None`."""
     options = get_args(annotation) or (annotation,)
-    return next((_CONTRACTS[option] for option in options if option in _CONTRACTS), None)
+    return next(
+        (_CONTRACTS[option] for option in options if option in _CONTRACTS), None
+    )
 
 
 def _construct(value: Any, annotation: Any) -> Any:
@@ -201,7 +212,7 @@ def _fit(value: Any, annotation: Any, where: str) -> tuple[Any, list[ConfigError
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """`value` as its annotation says (1e3 is an integer, 1 a number), or `TypeError`."""
+    """`value` as its annotation says (1e3 is an integer), or `TypeError`."""
     origin, options = get_origin(annotation), get_args(annotation)
     if annotation is Any or annotation is inspect.Parameter.empty:
         return value
@@ -233,8 +244,12 @@ def convert(value: Any, annotation: Any) -> Any:
         if isinstance(value, list | tuple):
             fixed = len(options) if options and options[-1] is not Ellipsis else None
             if origin is list or fixed is None or fixed == len(value):
-                kinds = options if fixed and origin is tuple else options[:1] * len(value)
-                return [convert(item, kind) for item, kind in zip(value, kinds, strict=True)]
+                kinds = (
+                    options if fixed and origin is tuple else options[:1] * len(value)
+                )
+                return [
+                    convert(item, kind) for item, kind in zip(value, kinds, strict=True)
+                ]
     elif origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
         if isinstance(value, Mapping):
             return dict(value)

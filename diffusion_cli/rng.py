@@ -33,7 +33,7 @@ def philox(counter: Sequence[Tensor | int], seed: int) -> list[Tensor]:
         c2 = ((low >> 32) & _MASK) ^ c3 ^ k1
         c1, c3 = high & _MASK, low & _MASK
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return list(torch.broadcast_tensors(c0, c1, c2, c3))
+    return list(torch.broadcast_tensors(c0, c1, c2, c3))  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=4096)
@@ -90,16 +90,16 @@ class Rng:
         return words.reshape(len(self.rows), blocks * 4)[:, :count]
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
-        """Uniforms in the open interval (0, 1), float64, 32 bits each; `shape[0] = B`."""
+        """Uniforms in the open interval (0, 1), float64, 32 bits each; (B, ...)."""
         count = math.prod(shape[1:])
         return ((self.words(count).double() + 0.5) / 2**32).reshape(*shape)
 
     def normal(
         self, shape: Sequence[int], dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Standard normals by Box-Muller in float64, rounded to `dtype`; `shape[0] = B`."""
+        """Standard normals by Box-Muller in float64, rounded to `dtype`; (B, ...)."""
         count = math.prod(shape[1:])
-        pairs = self.uniform((len(self.rows), count + count % 2)).unflatten(1, (-1, 2))
+        pairs = self.uniform((len(self.rows), (count + 1) // 2, 2))
         radius = (-2 * pairs[..., 0].log()).sqrt()
         angle = 2 * math.pi * pairs[..., 1]
         normals = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
@@ -113,10 +113,10 @@ class Rng:
 def shuffled(index: Tensor, length: int, seed: int) -> Tensor:
     """Where a random permutation of `0 .. length - 1` sends each position, (B,) int64.
 
-    Element `i` of epoch `i // length`: a four-round Feistel network on the smallest even
-    number of bits, walked along its cycle until it lands inside; O(1) memory, so order
-    and resume are arithmetic (Black and Rogaway 2002, "Ciphers with arbitrary finite
-    domains").
+    Element `i` of epoch `i // length`: a four-round Feistel network on the smallest
+    even number of bits, walked along its cycle until it lands inside; O(1) memory, so
+    order and resume are arithmetic (Black and Rogaway 2002, "Ciphers with arbitrary
+    finite domains").
     """
     epoch, position = index // length, index % length
     half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)

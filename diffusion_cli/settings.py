@@ -29,7 +29,9 @@ def seconds(limit: float | str | None) -> float:
     if re.fullmatch(r"\d+(:\d{1,2}){1,2}", limit):
         parts = [int(part) for part in limit.split(":")]
         return float(sum(part * 60**i for i, part in enumerate(reversed(parts))))
-    raise ValueError(f"time_limit: must be seconds, `90s`, `30m` or `HH:MM:SS`, got {limit!r}")
+    raise ValueError(
+        f"time_limit: must be seconds, `90s`, `30m` or `HH:MM:SS`, got {limit!r}"
+    )
 
 
 @dataclass(frozen=True)
@@ -135,13 +137,13 @@ class SampleSettings:
     """The keys of `sample.yaml`.
 
     Args:
-        ckpt: A run folder, a checkpoint folder, or the unique beginning of a run's name.
+        ckpt: A run or checkpoint folder, or the unique beginning of a run's name.
         n: Number of samples.
-        batch: Samples per chunk; the bits of a sample depend on it, its content does not.
+        batch: Samples per chunk; only the last bits of a sample depend on it.
         steps: Steps of the sampler; null leaves the sampler's own.
         nfe: Denoiser calls instead of steps: as many steps as fit.
-        label: Class of every sample: an index or a name, a list to cycle through, -1 for
-            no class; null draws one per sample.
+        label: Class of every sample: an index or a name, a list to cycle through, -1
+            for no class; null draws one per sample.
         seed: Seed of the samples, not of the run.
         weights: `ema`, `ema-<half-life>` or `raw`.
         format: What to write: one file per sample, one array, one picture of all.
@@ -160,7 +162,7 @@ class SampleSettings:
     label: int | str | list[int | str] | None = None
     seed: int = 0
     weights: str = "ema"
-    format: list[Format] | Format = field(default_factory=lambda: ["png", "grid"])  # type: ignore[assignment]
+    format: list[Format] | Format = field(default_factory=lambda: ["png", "grid"])
     trajectory: Literal["gif", "strip"] | None = None
     out: str | None = None
     device: str = "auto"
@@ -206,5 +208,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
-        plain = self.name is None or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name)
+        plain = self.name is None or re.fullmatch(
+            r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name
+        )
         require(bool(plain), "name", self.name, "letters, digits and `._-`")

@@ -32,7 +32,9 @@ def test_golden_guidance_contracts_far_below_the_data():
     x = torch.tensor([[0.0], [80.0]], dtype=torch.float64)
     inner, labels = Labelled(process), torch.zeros(2, dtype=torch.int64)
     guided = guidances.build({"name": "cfg", "scale": 3.0}, denoiser=inner)
-    sampler = samplers.build({"name": "eab", "steps": 2000, "grid": {"name": "log_sigma"}})
+    sampler = samplers.build(
+        {"name": "eab", "steps": 2000, "grid": {"name": "log_sigma"}}
+    )
     path = sampler.trajectory(guided.given(label=labels), x, rows(2))
     *_, before, _ = path
     low, high = before.flatten().tolist()
@@ -66,7 +68,9 @@ def test_the_large_wrapper_is_small_for_points():
     process, x = gaussian("vp"), rows(3).normal((3, 2))
     data = NormalData(process, 0.25)
     for std, ratio in ((0.0, 0.0), (1.0, None)):
-        q = guidances.build({"name": "large", "data_std": std}, denoiser=data)(x, number(0.4))
+        q = guidances.build({"name": "large", "data_std": std}, denoiser=data)(
+            x, number(0.4)
+        )
         k = process.schedule(number(0.4))
         assert isinstance(q, Normal)
         expected = k.sigma**2 / (k.alpha**2 + k.sigma**2) if ratio is None else 0

@@ -35,7 +35,12 @@ def model(schedule="karras", reading="edm", gain=0.0):
 
 
 def denoise(weight="edm", time="uniform", **own):
-    node = {"name": "denoise", "weight": {"name": weight}, "time": {"name": time}, **own}
+    node = {
+        "name": "denoise",
+        "weight": {"name": weight},
+        "time": {"name": time},
+        **own,
+    }
     return objectives.build(node, coupling=couplings.build({"name": "independent"}))
 
 
@@ -132,7 +137,9 @@ def test_labels_are_dropped_per_sample_whatever_the_split():
     law(net, x0, rows(1000), label=labels)
     kept = net.network.label == labels
     assert (net.network.label[~kept] == -1).all()
-    assert float((~kept).double().mean()) == pytest.approx(0.3, abs=4 * 0.46 / 1000**0.5)
+    assert float((~kept).double().mean()) == pytest.approx(
+        0.3, abs=4 * 0.46 / 1000**0.5
+    )
     law(net, x0[:10], rows(1000).of(torch.arange(10)), label=labels[:10])
     assert torch.equal(net.network.label == labels[:10], kept[:10])
 
@@ -156,7 +163,7 @@ def test_the_likelihood_weight_is_half_the_slope_of_snr():
 
 
 def test_the_bound_is_tight_for_the_exact_belief():
-    """T1.4: prior KL + integral of the likelihood loss + reconstruction = E -log p(x_0).
+    """T1.4: prior KL + integral of the loss + reconstruction = E -log p(x_0).
 
     For data N(0, s2) the loss is w(t) Var[x_0 | x_t], in closed form.
     """

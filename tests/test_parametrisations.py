@@ -35,7 +35,9 @@ def targets(x0, n, x, k):
 
 def test_every_affine_reading_has_a_target():
     known = set(targets(*[torch.ones(1)] * 3, gaussian("vp").schedule(T)))
-    affine = {n for n in parametrisations.names() if parametrisations[n].needs in FAMILY}
+    affine = {
+        n for n in parametrisations.names() if parametrisations[n].needs in FAMILY
+    }
     assert affine == known
 
 
@@ -82,7 +84,7 @@ def test_edm_inputs_and_targets_have_unit_variance(schedule):
 
 
 def test_edm_reads_like_its_table():
-    """T11.2 on EDM's own path: c_skip, c_out, c_in, c_noise of Karras et al., table 1."""
+    """T11.2: c_skip, c_out, c_in, c_noise of Karras et al. 2022, table 1."""
     process, _, _, x, k = path("karras")
     reading = parametrisations.build({"name": "edm"})
     sigma, out = k.sigma, rows(4, 3).normal((4, 3)).double()

@@ -1,5 +1,7 @@
 """Laws of processes and schedules, over the registries; golden numbers G1, G2, G7."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from oracles import SCHEDULES, SMOOTH, Finite, NormalData, Still, gaussian, number, rows
@@ -62,7 +64,9 @@ def test_data_at_0_prior_at_1_and_less_signal_in_between(name):
 def test_golden_schedules():
     """G1, G2."""
     one = number(1.0)
-    linear, cosine, vp = (gaussian(name).schedule for name in ("linear", "cosine", "vp"))
+    linear, cosine, vp = (
+        gaussian(name).schedule for name in ("linear", "cosine", "vp")
+    )
     assert float(linear(one).alpha ** 2) == pytest.approx(4.035830e-05, rel=1e-6)
     assert float(cosine(one).alpha ** 2) == pytest.approx(2.428767e-09, rel=1e-6)
     first = cosine(number(1e-3)).alpha ** 2
@@ -142,7 +146,7 @@ def test_reverse_returns_the_frequencies_of_the_data(name):
     times = torch.linspace(1, low, 100, dtype=torch.float64)
     times = (times * 1000).round() / 1000 if name not in SMOOTH else times
     times = torch.cat((times, torch.zeros(1, dtype=torch.float64)))
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(times)):
         x = process.reverse(denoiser(x, t), x, t, s, rows(n).at(i))
     nearest = torch.cdist(x, points).argmin(1)
     assert float(torch.cdist(x, points).min(1).values.max()) < 0.05
@@ -160,7 +164,7 @@ def test_optimal_variance_is_exact_at_five_steps(name, eta, s2):
     data = NormalData(process, s2, spread=True)
     times = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.3, 0.0], dtype=torch.float64)
     variance = data.variance(times[0])
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         variance = recursion(process, data, variance, t, s, eta=eta, final="draw")
     assert float(variance) == pytest.approx(s2, rel=1e-10)
 

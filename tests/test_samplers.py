@@ -141,7 +141,9 @@ def test_ddim_converges_at_first_order():
         errors.append(float((got - exact).norm()))
     floor = number(process.span[0])
     rest = data.exact(x, number(1.0), floor)
-    errors = [error - float((data(rest, floor).mean - exact).norm()) for error in errors]
+    errors = [
+        error - float((data(rest, floor).mean - exact).norm()) for error in errors
+    ]
     assert errors[0] / errors[1] == pytest.approx(2.0, abs=0.05)
 
 
@@ -209,7 +211,7 @@ def test_order_of_convergence_on_paths_that_end_without_signal(variant, schedule
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("schedule", ["straight", "trigonometric"])
 def test_convergence_from_no_signal_at_all(variant, schedule):
-    """alpha = 0 at t = 1: sigma / alpha is infinite there, and the first step is DDIM's."""
+    """alpha = 0 at t = 1, where sigma / alpha is infinite and the first step DDIM's."""
     got, _ = observed_order(variant, schedule, UNIFORM, [80, 160])
     assert got > 0.8
 
@@ -322,7 +324,9 @@ def test_churn_is_neutral_to_second_order():
     assert heun_variance(40.0, 1.003, 64) > heun_variance(40.0, 1.0, 64)
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, {"name": "heun", "churn": 20.0}], ids=str)
+@pytest.mark.parametrize(
+    "variant", [*VARIANTS, {"name": "heun", "churn": 20.0}], ids=str
+)
 @pytest.mark.parametrize("schedule", ["vp", "straight", "linear"])
 def test_a_sample_does_not_depend_on_its_batch(variant, schedule):
     process = gaussian(schedule)

@@ -17,8 +17,8 @@ class CFG(Denoiser):
 
     q = q_none + scale (q_label - q_none); both in one batched evaluation.
 
-    `scale` 0 is unconditional, 1 conditional; the paper's w is scale - 1. The model must
-    have been trained with `objective.drop` > 0.
+    `scale` 0 is unconditional, 1 conditional; the paper's w is scale - 1. The model
+    must have been trained with `objective.drop` > 0.
 
     Reference: Ho and Salimans 2022, eq. 6, arXiv:2207.12598.
 
@@ -39,5 +39,6 @@ class CFG(Denoiser):
         both = {name: torch.cat((value, value)) for name, value in cond.items()}
         both["label"] = torch.cat((torch.full_like(cond["label"], -1), cond["label"]))
         twice = t if t.ndim == 0 else torch.cat((t, t))
-        without, with_label = self.inner(torch.cat((x, x)), twice, **both).chunk(2)
+        q: Posterior = self.inner(torch.cat((x, x)), twice, **both)
+        without, with_label = q.chunk(2)
         return without.toward(with_label, self.scale)

@@ -23,8 +23,8 @@ class Large(Denoiser):
     With sd = 1 the ancestral step then has DDPM's large variance beta_t; sd = 0 is the
     small one.
 
-    Reference: Ho et al. 2020, section 3.2, arXiv:2006.11239; Bao et al. 2022, section 3,
-        arXiv:2201.06503.
+    Reference: Ho et al. 2020, section 3.2, arXiv:2006.11239; Bao et al. 2022,
+        section 3, arXiv:2201.06503.
 
     Args:
         data_std: Standard deviation sd of the data.

@@ -47,7 +47,7 @@ class TimeLaw(nn.Module, ABC):
         """Importance weight that undoes the law's preference; 1 where none is meant."""
         return 1.0
 
-    def observe(self, t: Tensor, loss: Tensor) -> None:  # noqa: B027  # optional
+    def observe(self, t: Tensor, loss: Tensor) -> None:  # optional
         """Learn from the losses (B,) at times (B,); for laws that follow the loss."""
 
 

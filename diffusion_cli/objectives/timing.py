@@ -1,4 +1,4 @@
-"""Laws of the training times: each maps a uniform number through a quantile function."""
+"""Laws of the training times, each by its quantile function."""
 
 from __future__ import annotations
 

@@ -13,21 +13,21 @@ from diffusion_cli.registry import Registry
 
 
 class Parametrisation(ABC):
-    """Turns (x_t, t) into what a network sees, and its output F into a belief about x_0."""
+    """What a network sees of (x_t, t), and what its output F says about x_0."""
 
     needs: ClassVar[type[Process]] = Process
 
     def fits(self, process: Process) -> str | None:
-        """Why this reading is not defined for `process`, or None; both already built."""
+        """Why this reading is not defined for `process`, or None."""
         return None
 
     def out(self, state: Spec) -> tuple[int, ...]:
-        """Shape of the network's output for one sample; by default, that of the state."""
+        """Shape of the network's output for one sample; by default the state's."""
         return state.shape
 
     @abstractmethod
     def inputs(self, x: Tensor, t: Tensor, process: Process) -> tuple[Tensor, Tensor]:
-        """The scaled state, and the noise level as a number of order one, () or (B,)."""
+        """The scaled state, and the level as a number of order one, () or (B,)."""
 
     @abstractmethod
     def posterior(

@@ -82,7 +82,7 @@ class Clean(Reading):
 
 @parametrisations("v")
 class V(Reading):
-    """F is the angular velocity, v = (alpha n - sigma x_0) / r, r^2 = alpha^2 + sigma^2.
+    """F is the angular velocity v = (alpha n - sigma x_0) / r, r^2 = alpha^2 + sigma^2.
 
     x_0 = (alpha x - sigma r F) / r^2; r = 1 on a variance-preserving path.
 

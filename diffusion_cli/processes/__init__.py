@@ -18,20 +18,22 @@ from diffusion_cli.rng import Rng
 
 
 class Process(nn.Module, ABC):
-    """A forward process x_0 -> x_t. A module, so fitted statistics reach the checkpoint.
+    """A forward process x_0 -> x_t. A module: fitted statistics reach the checkpoint.
 
     `t` is () or (B,), float64; a time of shape () holds for the whole batch.
     """
 
     span: tuple[float, float] = (0.0, 1.0)  # times at which the process is well defined
     kind: Literal["continuous", "tokens"] = "continuous"  # of the data it spoils
-    levels: int | None = None  # number of times it knows, 1/levels .. 1; None: all times
+    levels: int | None = (
+        None  # number of times it knows, 1/levels .. 1; None: all times
+    )
 
     def state(self, data: Spec) -> Spec:
         """What x_t looks like; by default, like the data."""
         return data
 
-    def fit(self, batches: Iterable[Tensor]) -> None:  # noqa: B027  # optional
+    def fit(self, batches: Iterable[Tensor]) -> None:  # optional
         """Learn the statistics of the prior from data; called by a fresh run only."""
 
     @abstractmethod
@@ -57,7 +59,7 @@ class Process(nn.Module, ABC):
 
 
 class Chart(NamedTuple):
-    """Coordinates in which an ODE is integrated: y = x / scale, as a function of clock."""
+    """Coordinates in which an ODE is integrated: y = x / scale over clock."""
 
     scale: Tensor
     clock: Tensor

@@ -6,6 +6,7 @@ score and therefore an SDE. Both stay abstract; a schedule is data for either.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -48,7 +49,10 @@ class Schedule(ABC):
             middle = (low + high) / 2
             scales = self(middle)
             below = scales.sigma < ratio * scales.alpha
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            low, high = (
+                torch.where(below, middle, low),
+                torch.where(below, high, middle),
+            )
         return (low + high) / 2
 
 
@@ -76,8 +80,8 @@ class Affine(Flow):
 
     dx/dt = alpha' E[x_0 | x] + sigma' (x - alpha E[x_0 | x]) / sigma
 
-    It is integrated as x / alpha over sigma / alpha, where every affine path is the same
-    ODE, or as x over t if alpha vanishes at the end (flow matching).
+    It is integrated as x / alpha over sigma / alpha, where every affine path is the
+    same ODE, or as x over t if alpha vanishes at the end (flow matching).
 
     Reference: Karras et al. 2022, section 2, arXiv:2206.00364.
     """
@@ -131,8 +135,9 @@ class Diffusion(Affine):
         return rng.child("noise").normal(x0.shape, x0.dtype)
 
     def log_prior(self, x: Tensor) -> Tensor:
-        normal = torch.distributions.Normal(0.0, float(self.end.sigma))
-        return normal.log_prob(x.double()).flatten(1).sum(1)
+        z = x.double().flatten(1) / self.end.sigma
+        volume = (2 * math.pi * self.end.sigma**2).log()
+        return -(z.square() + volume).sum(1) / 2
 
     def score(self, q: Posterior, x: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x) = (alpha E[x_0 | x] - x) / sigma^2, the shape of `x`."""

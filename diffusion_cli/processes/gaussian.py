@@ -18,7 +18,8 @@ class Gaussian(Diffusion):
 
     v   = (eta sigma_s)^2 (1 - (alpha_t sigma_s / alpha_s sigma_t)^2)
     x_s = alpha_s E[x_0] + k (x_t - alpha_t E[x_0])
-          + sqrt(v + (alpha_s - k alpha_t)^2 Var[x_0]) z,   k = sqrt(sigma_s^2 - v) / sigma_t
+          + sqrt(v + (alpha_s - k alpha_t)^2 Var[x_0]) z
+    k   = sqrt(sigma_s^2 - v) / sigma_t
 
     eta = 1 is DDPM's small variance, eta = 0 is DDIM; a belief with a variance adds the
     optimal reverse variance. At s = 0 the mean is taken, or a draw.

@@ -143,7 +143,7 @@ class VE(Schedule):
 
 @schedules("karras")
 class Karras(Schedule):
-    """EDM's noise levels, alpha = 1, sigma = sigma_max t^rho; evenly spaced t is its grid.
+    """EDM's noise levels, alpha = 1, sigma = sigma_max t^rho; even t is its grid.
 
     Reference: Karras et al. 2022, eq. 5, arXiv:2206.00364.
 

@@ -64,7 +64,9 @@ class Linear(Table):
         require(levels >= 2, "levels", levels, ">= 2")
         scale = 1000 / levels
         require(0 < first <= last, "first", first, "in (0, last]")
-        require(last * scale < 1, "last", last, f"below {1 / scale:g} at {levels} levels")
+        require(
+            last * scale < 1, "last", last, f"below {1 / scale:g} at {levels} levels"
+        )
         ends = (first * scale, last * scale)
         super().__init__(torch.linspace(*ends, levels, dtype=torch.float64))
 

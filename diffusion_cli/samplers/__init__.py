@@ -21,7 +21,7 @@ class Grid(ABC):
 
     @abstractmethod
     def __call__(self, process: Process, steps: int) -> Tensor:
-        """Strictly falling times (steps + 1,), float64 on the CPU, ending at exactly 0."""
+        """Falling times (steps + 1,), float64 on the CPU, ending at exactly 0."""
 
 
 class Sampler(ABC):
@@ -45,9 +45,8 @@ class Sampler(ABC):
 
     @abstractmethod
     def trajectory(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Iterator[Tensor]:
-        """Yield the state after every step, from x_1 = `x`; `rng` has a row per sample."""
+        """Yield the state after every step, from x_1 = `x`; `rng` has a row each."""
 
 
 grids: Registry[Grid] = Registry("grid", Grid, __name__)
 samplers: Registry[Sampler] = Registry("sampler", Sampler, __name__)
-

@@ -17,7 +17,7 @@ from diffusion_cli.settings import require
 
 @samplers("ancestral")
 class Ancestral(Sampler):
-    """The process's own reverse step: DDPM, DDIM (eta = 0), tokens, cold, one-step nets.
+    """The process's own reverse step: DDPM, DDIM (eta = 0), and any other process.
 
     x_s ~ integral of q(x_s | x_t, x_0) q(x_0 | x_t) dx_0
 

@@ -1,7 +1,8 @@
-"""Grids: where the steps fall. All end at exactly 0, after the smallest time trained."""
+"""Grids: where the steps fall. All end at exactly 0, after the first time trained."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import cast
 
@@ -25,7 +26,7 @@ def strictly_falling(nodes: Tensor, steps: int) -> Tensor:
 
 
 class TimeGrid(Grid):
-    """Even steps in a function of time, rounded to the times a discrete process knows."""
+    """Even steps in a function of time, at times that a discrete process knows."""
 
     def __call__(self, process: Process, steps: int) -> Tensor:
         low, high = (self.warp(edge) for edge in process.span)
@@ -69,7 +70,7 @@ class Quadratic(TimeGrid):
     """
 
     def warp(self, t: float) -> float:
-        return t**0.5
+        return math.sqrt(t)
 
     def unwarp(self, u: Tensor) -> Tensor:
         return u**2
@@ -103,14 +104,16 @@ class Stride(Grid):
 class NoiseGrid(Grid):
     """Even steps in a function of sigma / alpha, between the ends of the process.
 
-    The first time is the end of the process itself, also where sigma / alpha is infinite
-    there and the steps only count from sigma_max.
+    The first time is the end of the process itself, also where sigma / alpha is
+    infinite there and the steps only count from sigma_max.
     """
 
     needs = Affine
 
     def __init__(self, sigma_min: float | None, sigma_max: float | None) -> None:
-        require(sigma_min is None or sigma_min > 0, "sigma_min", sigma_min, "> 0 or null")
+        require(
+            sigma_min is None or sigma_min > 0, "sigma_min", sigma_min, "> 0 or null"
+        )
         above = sigma_max is None or sigma_max > (sigma_min or 0)
         require(above, "sigma_max", sigma_max, "> sigma_min or null")
         self.least, self.most = sigma_min, sigma_max
@@ -175,5 +178,5 @@ class LogSigma(NoiseGrid):
         super().__init__(sigma_min, sigma_max)
 
     def ratios(self, least: float, most: float, steps: int) -> Tensor:
-        ends = torch.tensor([most, least], dtype=torch.float64).log()
-        return torch.linspace(*ends.tolist(), steps, dtype=torch.float64).exp()
+        ends = (math.log(most), math.log(least))
+        return torch.linspace(*ends, steps, dtype=torch.float64).exp()

@@ -1,0 +1,140 @@
+"""A folder of samples: chunks as they were drawn, and files made from them.
+
+`chunks/000000.npy` is the truth, whole or absent; pictures and arrays are made from it.
+A larger `n` or another format therefore draws only what is not there yet.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion_cli import failpoints
+from diffusion_cli.artifact import storage
+from diffusion_cli.core import Spec
+from diffusion_cli.datasets import Dataset
+from diffusion_cli.datasets.storage import staged
+
+SHOWN = 256  # samples in a grid, at most; points of a scatter plot come from all
+TILES = 16  # samples in a film or a strip of images
+FRAMES, STRIP = 40, 8  # states in a film, and side by side in a strip
+
+
+class Gallery:
+    """The samples of one request, under its folder.
+
+    Args:
+        folder: Made if it is missing.
+        kind: The data set whose `save` and `picture` turn samples into files.
+        spec: What a sample looks like.
+        batch: Samples per chunk.
+    """
+
+    def __init__(
+        self, folder: Path, kind: type[Dataset], spec: Spec, batch: int
+    ) -> None:
+        self.folder, self.kind, self.spec, self.batch = folder, kind, spec, batch
+        with storage(folder):
+            (folder / "chunks").mkdir(parents=True, exist_ok=True)
+
+    def missing(self, n: int) -> list[int]:
+        """Numbers of the chunks still to be drawn for `n` samples."""
+        return [c for c in range(-(-n // self.batch)) if not self._chunk(c).exists()]
+
+    def keep(self, chunk: int, x: Tensor) -> None:
+        """Store a whole chunk, (batch, ...)."""
+        failpoints.hit("sample.chunk", chunk)
+        buffer = io.BytesIO()
+        np.save(buffer, x.detach().cpu().numpy())
+        self._write(self._chunk(chunk), buffer.getvalue())
+
+    def samples(self, n: int) -> Iterator[Tensor]:
+        """The first `n` samples, chunk by chunk."""
+        for chunk in range(-(-n // self.batch)):
+            array = np.load(self._chunk(chunk), allow_pickle=False)
+            yield torch.from_numpy(array)[: n - chunk * self.batch]
+
+    def export(self, n: int, formats: Sequence[str], labels: Tensor | None) -> None:
+        """Write `n` samples as single files (png), one array (npz), one picture."""
+        with storage(self.folder):
+            if "png" in formats:
+                self._files(n)
+            if "npz" in formats:
+                arrays = {"samples": torch.cat(list(self.samples(n))).numpy()}
+                if labels is not None:
+                    arrays["labels"] = labels[:n].numpy()
+                buffer = io.BytesIO()
+                np.savez(buffer, **arrays)  # type: ignore[arg-type]  # of arrays
+                self._write(self.folder / "samples.npz", buffer.getvalue())
+            if "grid" in formats:
+                shown = n if len(self.spec.shape) == 1 else min(n, SHOWN)
+                self._picture("grid.png", torch.cat(list(self.samples(shown))))
+
+    def film(self, states: Sequence[Tensor], form: str) -> None:
+        """A moving picture (gif) or a row of pictures (strip) of the states."""
+        count = FRAMES if form == "gif" else STRIP
+        at = torch.linspace(0, len(states) - 1, min(count, len(states))).round().long()
+        pictures = [self.kind.picture(_scaled(states[i]), self.spec) for i in at]
+        if form == "strip":
+            self._image(torch.cat(pictures, dim=2), "strip.png")
+            return
+        first, *rest = (_pil(picture) for picture in pictures)
+        buffer = io.BytesIO()
+        pause = [80] * len(rest) + [1500]  # milliseconds; the last one stays
+        first.save(
+            buffer, "GIF", save_all=True, append_images=rest, duration=pause, loop=0
+        )
+        self._write(self.folder / "trajectory.gif", buffer.getvalue())
+
+    def shown(self, x: Tensor) -> Tensor:
+        """The part of a batch that a film shows."""
+        return (x if len(self.spec.shape) == 1 else x[:TILES]).float().cpu()
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """What was asked for, and what it took, as `about.json`."""
+        text = json.dumps(about, indent=1)
+        self._write(self.folder / "about.json", text.encode())
+
+    def _files(self, n: int) -> None:
+        """One file per sample; how many are there already stands in `chunks/saved`."""
+        marker = self.folder / "chunks" / "saved"
+        done = int(marker.read_text()) if marker.exists() else 0
+        first = 0
+        for x in self.samples(n):
+            if first + len(x) > done:
+                failpoints.hit("sample.write", first)
+                self.kind.save(x, self.spec, self.folder, first)
+            first += len(x)
+        self._write(marker, str(max(n, done)).encode())
+
+    def _picture(self, name: str, x: Tensor) -> None:
+        self._image(self.kind.picture(x, self.spec), name)
+
+    def _image(self, picture: Tensor, name: str) -> None:
+        buffer = io.BytesIO()
+        _pil(picture).save(buffer, "PNG")
+        self._write(self.folder / name, buffer.getvalue())
+
+    def _chunk(self, number: int) -> Path:
+        return self.folder / "chunks" / f"{number:06d}.npy"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        with storage(path), staged(path) as part:
+            part.write_bytes(data)
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """A noisy state at the scale of data, so that it can be seen."""
+    return x / max(1.0, float(x.std()) * 2) if len(x) > 1 else x
+
+
+def _pil(picture: Tensor) -> Image.Image:
+    return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())

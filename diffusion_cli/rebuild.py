@@ -1,0 +1,147 @@
+"""From a checkpoint back to a model that samples: the parts it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from diffusion_cli import assemble
+from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.core import Spec
+from diffusion_cli.denoiser import Denoiser, Model
+from diffusion_cli.errors import CheckpointError, ConfigError
+from diffusion_cli.registry import ROLES, Node
+from diffusion_cli.samplers import Sampler
+from diffusion_cli.trainer import autocast, precision
+
+TRAINED = ("process", "parametrisation", "network")  # what the weights depend on
+
+
+class Rebuilt(NamedTuple):
+    """A trained model with what walks it."""
+
+    model: Model
+    sampler: Sampler
+    denoiser: Denoiser  # the model inside its guidance
+    chosen: dict[str, Any]  # the nodes of sampler and guidance, complete
+
+
+def rebuild(
+    found: Checkpoint,
+    *,
+    sampler: Node | None = None,
+    guidance: Node | list[Node] | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    weights: str = "ema",
+    device: torch.device | None = None,
+    network_precision: str = "auto",
+) -> Rebuilt:
+    """The model of a checkpoint, its sampler and its guidance.
+
+    Args:
+        found: The checkpoint; its config is data: names looked up, nothing imported.
+        sampler: A node that replaces the run's own, or keys laid over it.
+        guidance: The same for guidance; an empty list turns it off.
+        steps: Steps of the sampler.
+        nfe: Denoiser calls instead of steps.
+        weights: `ema`, `ema-<half-life>` or `raw`.
+        device: Where to compute; the CPU if not given.
+        network_precision: Precision of the network alone.
+    """
+    device = device or torch.device("cpu")
+    config = dict(found.config)
+    for role in TRAINED:
+        config[role] = _stored(found, role)
+    model = assemble.model(config, found.spec)
+    found.load_model(model, weights)
+    model.to(device).eval().requires_grad_(False)
+    model.around = autocast(device, precision(device, network_precision))
+    walk = _laid_over("sampler", found, sampler)
+    guide = _laid_over("guidance", found, guidance)
+    return Rebuilt(
+        model,
+        assemble.sampler(walk, model.process, steps, nfe),
+        assemble.guided(model, guide, config).eval(),
+        {"sampler": walk, "guidance": guide},
+    )
+
+
+def labels(label: Any, spec: Spec, config: Mapping[str, Any]) -> list[int] | None:
+    """Class indices from indices or names, -1 for no class; None to draw them."""
+    if label is None:
+        return None
+    wanted = label if isinstance(label, list) else [label]
+    if not spec.classes:
+        message = "label: the model is unconditional, it was trained without labels"
+        raise ConfigError(message, "leave label out")
+    knows_none = bool(config["objective"].get("drop"))
+    names = {name: i for i, name in enumerate(spec.names)}
+    found = []
+    for each in wanted:
+        index = names.get(str(each), each)
+        if index == -1 and not knows_none:
+            message = "label: -1 needs a model trained with objective.drop > 0"
+            raise ConfigError(message, f"label in 0 .. {spec.classes - 1}")
+        if not isinstance(index, int) or not -1 <= index < spec.classes:
+            known = ", ".join(spec.names[:10]) or f"0 .. {spec.classes - 1}"
+            more = ", ..." if len(spec.names) > 10 else ""
+            message = f"label: there is no class {each!r} among {known}{more}"
+            raise ConfigError(message, f"label in 0 .. {spec.classes - 1}")
+        found.append(index)
+    return found
+
+
+def _stored(found: Checkpoint, role: str) -> dict[str, Any]:
+    """A node of the checkpoint's config, checked like one that a user typed."""
+    node = found.config.get(role)
+    registry = ROLES[role]
+    name = node.get("name") if isinstance(node, Mapping) else None
+    if isinstance(name, str) and name not in registry.names():
+        trained = found.config.get("plugins") or []
+        hint = "install the package that it comes from"
+        if trained:
+            listed = ",".join(str(plugin) for plugin in trained)
+            hint = (
+                f"it was trained with plugins=[{listed}]; "
+                "pass that again if you trust the file"
+            )
+        message = f"{found.folder}: uses {role} `{name}`, which is not installed"
+        raise CheckpointError(message, hint, "CKPT-PLUGIN")
+    values, errors = registry.check(node, role)
+    if errors:
+        text = "; ".join(error.message for error in errors)
+        raise CheckpointError(f"{found.folder}: {text}", "", "CKPT-CORRUPT")
+    return values
+
+
+def _laid_over(role: str, found: Checkpoint, chosen: Any) -> Any:
+    """The run's own node, the chosen one, or the run's with the chosen keys over it."""
+    if isinstance(chosen, list) or (chosen and "name" in chosen):
+        return chosen
+    own = found.config.get(role)
+    if own and not isinstance(own, list):
+        own = _stored(found, role)
+    if not chosen:
+        return own
+    if not isinstance(own, Mapping):
+        hint = f"dcli list {role}"
+        raise ConfigError(f"{role}: name one first; the run has no single {role}", hint)
+    values, errors = ROLES[role].check(_merged(own, chosen), role)
+    if errors:
+        raise errors[0] if len(errors) == 1 else ConfigError("", more=errors)
+    return values
+
+
+def _merged(under: Node, over: Node) -> dict[str, Any]:
+    """Nested keys of `over` replace those of `under`; a new name takes nothing over."""
+    if over.get("name", under.get("name")) != under.get("name"):
+        return dict(over)
+    merged = dict(under)
+    for key, value in over.items():
+        below = under.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return merged
