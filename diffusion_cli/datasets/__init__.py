@@ -24,6 +24,7 @@ class Dataset(ABC):
 
     spec: Spec
     notes: tuple[str, ...] = ()  # what the user should know of `prepare`: conversions
+    fingerprint: str = ""  # of the files, where they may change between two runs
 
     def prepare(self) -> None:  # noqa: B027  # nothing to do for data that is embedded
         """Read or download the data once (`DataError`, `EnvironmentFault`)."""

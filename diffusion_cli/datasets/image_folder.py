@@ -75,7 +75,8 @@ class ImageFolder(Images):
         entries = source.entries()
         names, classes = _classes(entries, self.path) if self.labels else ((), None)
         wanted = (self.size, self.fit, self.channels, self.labels)
-        entry = self.cache / f"image_folder-{_fingerprint(entries, wanted)}"
+        self.fingerprint = _fingerprint(entries, wanted)
+        entry = self.cache / f"image_folder-{self.fingerprint}"
 
         def build(folder: Path) -> None:
             report = Report()
