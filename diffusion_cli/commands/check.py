@@ -42,7 +42,8 @@ def flops(model: Model) -> int:
     """Floating-point operations of the network for one sample."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _forward(model)
-    return counter.get_total_flops()
+    total: int = counter.get_total_flops()
+    return total
 
 
 def memory(model: Model, config: dict[str, Any]) -> int:
@@ -72,7 +73,8 @@ def memory(model: Model, config: dict[str, Any]) -> int:
     moments = sum(value.nbytes for value in state if isinstance(value, Tensor))
     copies = 2 + len(trainer["ema"])  # weights, gradients, averages
     fixed = copies * sum(weight.nbytes for weight in weights)
-    return fixed + moments + batch * sum(kept.values())
+    total: int = fixed + moments + batch * sum(kept.values())
+    return total
 
 
 def _forward(model: Model) -> Tensor:

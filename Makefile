@@ -1,0 +1,46 @@
+# make demo: from nothing to a picture of digits. make test: all that must hold.
+PYTHON ?= $(firstword $(foreach version,3.13 3.12 3.11 3,$(shell command -v python$(version))))
+BIN := .venv/bin
+DEMO := runs/demo
+export OMP_NUM_THREADS
+
+.PHONY: setup demo check test test-slow test-gpu clean
+
+setup: .venv/installed
+
+demo: setup
+	$(BIN)/dcli train exp=digits out=$(DEMO)
+	@echo "samples: $$($(BIN)/dcli sample ckpt=$(DEMO) steps=50)"
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/yamllint -d "{extends: relaxed, rules: {line-length: {max: 100}}}" configs
+
+test: OMP_NUM_THREADS = 1
+test: check
+	$(BIN)/pytest -n 2
+
+test-slow: OMP_NUM_THREADS = 1
+test-slow: .venv/installed-dev
+	$(BIN)/pytest -n 2 -m slow
+
+test-gpu: .venv/installed-dev
+	$(BIN)/pytest -m gpu
+
+clean:
+	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ .venv/installed
