@@ -56,6 +56,8 @@ EXECUTION = (
     "every",
     "tracking",
     "device",
+    "dataset.root",
+    "dataset.cache",
     "trainer.devices",
     "trainer.micro_batch",
     "trainer.recompute",
