@@ -1,4 +1,4 @@
-"""Resident data on a CUDA device: the bits of the CPU, and no waiting for the device."""
+"""Resident data on a CUDA device: the bits of the CPU, and no wait for the device."""
 
 import pytest
 import torch
