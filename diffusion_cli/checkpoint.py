@@ -239,10 +239,16 @@ def fill(module: nn.Module, tensors: Tensors, where: str) -> None:
 
 
 def _serialised(tensors: Tensors) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file: length, JSON header, data; tensor by tensor."""
+    """The bytes of a safetensors file: length, JSON header, data; tensor by tensor.
+
+    Wide types first, so that every tensor is aligned; then by name: equal tensors make
+    equal bytes, whatever order they came in.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {}
     end = 0
-    for name, tensor in tensors.items():
+    for name in order:
+        tensor = tensors[name]
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _DTYPES[tensor.dtype],
@@ -252,8 +258,8 @@ def _serialised(tensors: Tensors) -> Iterator[bytes | memoryview]:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
     yield struct.pack("<Q", len(text)) + text
-    for tensor in tensors.values():
-        flat = tensor.detach().cpu().contiguous().flatten()
+    for name in order:
+        flat = tensors[name].detach().cpu().contiguous().flatten()
         data = flat.view(torch.uint8).numpy().data
         for begin in range(0, len(data), _CHUNK):
             yield data[begin : begin + _CHUNK]

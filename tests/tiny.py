@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from diffusion_cli import assemble, checkpoint, config, loading
+from diffusion_cli import (
+    assemble,
+    checkpoint,
+    config,
+    failpoints,
+    loading,
+    tracking,
+)
+from diffusion_cli.commands import train
+from diffusion_cli.errors import Stopped
 from diffusion_cli.settings import TrainerSettings
 from diffusion_cli.state import State
 from diffusion_cli.trainer import Trainer
@@ -108,3 +120,38 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(
         torch.equal(one[k], other[k]) for k in one
     )
+
+
+def interrupted(
+    folder: Path, step: int, number: int = signal.SIGTERM, **own: Any
+) -> int:
+    """Run with a signal after `step`; the exit code."""
+    update = tracking.Meter.update
+
+    def signalled(meter: tracking.Meter, progress: Any) -> None:
+        update(meter, progress)
+        if progress.step == step:
+            os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking.Meter, "update", signalled)
+        try:
+            train.run(tiny(out=str(folder), **own), [])
+        except Stopped as stopped:
+            return stopped.exit_code
+    return 0
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    yield
+    failpoints.arm(None)
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run nobody disturbed."""
+    folder = tmp_path_factory.mktemp("control") / "run"
+    train.run(tiny(out=str(folder)), [])
+    return folder

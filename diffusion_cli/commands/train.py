@@ -156,17 +156,15 @@ class _Run:
             last = step == self.settings.steps
             self.meter.update(progress)
             self.bar.advance()
-            if step % self.every.log == 0:
+            if last or step % self.every.log == 0:
                 self._log(progress.lr, progress.grad_norm)
+            if step % self.every.log == 0:  # else the sums are saved, to be extended
                 self.meter.reset()
             with self.bar.paused():
                 if last or (self.every.save and step % self.every.save == 0):
                     self._save()
                 if self.every.preview and (last or step % self.every.preview == 0):
                     self._preview()
-            if last and step % self.every.log:
-                # after the save, which keeps the sums: the run can be extended
-                self._log(progress.lr, progress.grad_norm)
             if self.stop.requested:
                 break
         if self.saved != self.state.step:
@@ -229,6 +227,7 @@ class _Run:
             message = f"{found.folder}: state.json does not fit: {error}"
             raise CheckpointError(message, "fresh=true", "CKPT-CORRUPT") from error
         self.saved = found.step
+        checkpoint.prune(self.folder.checkpoints, self.keep)  # a kill may precede it
 
     def _introduce(self, found: checkpoint.Checkpoint | None) -> None:
         """Three lines: what and where, the choices, the folder."""

@@ -1,0 +1,169 @@
+"""`dcli train`: what a run leaves, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from tiny import control, interrupted, outcome, place, tiny
+
+from diffusion_cli import checkpoint
+from diffusion_cli.commands import train
+from diffusion_cli.errors import (
+    ConfigError,
+    NumericsError,
+    OutOfMemory,
+    StorageError,
+)
+
+__all__ = ["control", "place"]  # fixtures
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def test_what_a_run_leaves(capsys: pytest.CaptureFixture[str]) -> None:
+    every = {"log": 5, "save": 4, "preview": 6}
+    loss = train.run(tiny(name="first", every=every), ["trainer.steps=12"])
+    out, err = capsys.readouterr()
+    folder = Path(out.strip())
+    assert folder.parent == Path("runs") and folder.name.startswith("first-")
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.yaml", "overrides.yaml", "environment.json", "samples"}
+    assert json.loads((folder / "status.json").read_text())["status"] == "complete"
+    metrics = [
+        json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line["step"] for line in metrics] == [5, 10, 12]
+    assert loss == metrics[-1]["loss"] and {"lr", "grad_norm"} <= metrics[0].keys()
+    steps = [path.name for path in checkpoint.steps(folder / "checkpoints")]
+    assert steps == ["step_00000012", "step_00000008"]
+    pictures = sorted(path.name for path in (folder / "samples").iterdir())
+    assert pictures == ["step_00000006.png", "step_00000012.png"]
+    header, line, *_ = err.splitlines()
+    assert (
+        header.startswith("dcli ") and "parameters" in header and "network=mlp" in line
+    )
+    assert err.splitlines()[-1] == f"dcli sample ckpt={folder}" and "\r" not in err
+
+
+def test_nothing_secret_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "hunter2")
+    train.run(tiny(out="run"), [])
+    for path in Path("run").rglob("*"):
+        assert not path.is_file() or b"hunter2" not in path.read_bytes()
+
+
+def test_a_complete_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    first = train.run(tiny(out="run"), [])
+    before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
+    capsys.readouterr()
+    assert train.run(tiny(out="run"), []) == first
+    assert "already complete at step 12" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
+
+
+def test_a_falling_rate_cannot_be_extended() -> None:
+    falling = {"decay": "cosine"}
+    train.run(tiny(out="run", trainer=falling), [])
+    with pytest.raises(ConfigError, match=r"trainer\.steps: 12 -> 20") as caught:
+        train.run(tiny(out="run", trainer=falling | {"steps": 20}), [])
+    assert "init=" in caught.value.hint
+
+
+def test_another_config_is_refused_and_fresh_begins_again() -> None:
+    train.run(tiny(out="run"), [])
+    other = {"optimizer": {"name": "sgd"}}
+    with pytest.raises(ConfigError, match="holds another config") as caught:
+        train.run(tiny(out="run", **other), [])
+    assert "optimizer.name: 'adamw' -> 'sgd'" in caught.value.message
+    train.run(tiny(out="run", fresh=True, **other), [])
+    assert checkpoint.load("run").config["optimizer"]["name"] == "sgd"
+    assert (Path("run") / "old-0" / "checkpoints" / "step_00000012").is_dir()
+
+
+def test_other_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(Path("run"), 6)
+    monkeypatch.setattr("diffusion_cli.datasets.toy2d.Toy2D.__len__", lambda self: 50)
+    with pytest.raises(ConfigError, match="the data has changed: 100 of shape"):
+        train.run(tiny(out="run"), [])
+
+
+def test_one_run_at_a_time() -> None:
+    train.run(tiny(out="run", trainer={"steps": 4}), [])
+    with (
+        FileLock("run/.lock"),
+        pytest.raises(StorageError, match=f"pid {os.getpid()} on ") as caught,
+    ):
+        train.run(tiny(out="run"), [])
+    assert caught.value.exit_code == 6 and caught.value.code == "LOCKED"
+    train.run(tiny(out="run"), [])
+
+
+def test_a_refused_command_leaves_nothing() -> None:
+    cfg = {"name": "cfg", "scale": 2.0}
+    with pytest.raises(ConfigError, match="needs labels; the model is unconditional"):
+        train.run(tiny(out="run", guidance=cfg), [])
+    with pytest.raises(
+        ConfigError, match="device: there is no `gpu`; did you mean `cuda`"
+    ):
+        train.run(tiny(out="run", device="gpu"), [])
+    assert list(Path().iterdir()) == []
+
+
+def test_a_bad_loss_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCLI_FAULT", "step.loss@7:nan")
+    with pytest.raises(NumericsError, match="NONFINITE step 7") as caught:
+        train.run(tiny(out="run"), [])
+    assert "samples of the data set" in caught.value.message
+    assert checkpoint.load("run").step == 4
+    assert json.loads(Path("run/status.json").read_text())["status"] == "failed"
+    dump = json.loads(Path("run/logs/nonfinite_step_00000007.json").read_text())
+    assert len(dump["samples"]) == 8 and dump["bad_rows"] == list(range(8))
+
+
+def test_no_memory_for_a_preview_is_no_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], control: Path
+) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "preview", full)
+    train.run(tiny(out="run", every={"preview": 6}), [])
+    assert "preview at step 6: out of memory" in capsys.readouterr().err
+    assert outcome(Path("run")) == outcome(control)
+
+
+def test_no_memory_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCLI_FAULT", "step.opt@6:raise:MemoryError")
+    with pytest.raises(OutOfMemory, match="step 6 with micro_batch=8") as caught:
+        train.run(tiny(out="run"), [])
+    assert caught.value.exit_code == 8 and checkpoint.load("run").step == 4
+
+
+def test_a_full_disk_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCLI_FAULT", "ckpt.manifest@2:enospc")
+    with pytest.raises(StorageError, match="No space left"):
+        train.run(tiny(out="run"), [])
+    assert checkpoint.load("run").step == 4
+    assert len((Path("run") / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_init_starts_from_other_weights(control: Path) -> None:
+    train.run(
+        tiny(out="run", init=str(control), optimizer={"name": "sgd", "lr": 1e-12}), []
+    )
+    theirs = checkpoint.load(control).weights("ema")
+    for name, tensor in checkpoint.load("run").weights("raw").items():
+        torch.testing.assert_close(tensor, theirs[name])
+
+
+def test_in_a_thread_signals_are_left_alone() -> None:
+    """Launchers may run jobs outside the main thread."""
+    thread = threading.Thread(target=train.run, args=(tiny(out="run"), []))
+    thread.start()
+    thread.join()
+    assert checkpoint.load("run").step == 12
