@@ -1,0 +1,180 @@
+"""Every combination of parts either fits or is refused with what would fit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion_cli import assemble, config
+from diffusion_cli.core import Spec
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.rng import Rng
+from diffusion_cli.settings import TrainerSettings
+from diffusion_cli.trainer import Trainer
+
+SPEC = Spec((2,), classes=2)
+ROLES = ("process", "parametrisation", "objective", "sampler")
+Choice = tuple[str, ...]
+
+
+def options(role: str) -> list[str]:
+    """The yaml files of a group."""
+    return sorted(path.stem for path in (config.folder() / role).glob("*.yaml"))
+
+
+@lru_cache
+def node(role: str, name: str) -> dict[str, Any]:
+    """The body of one choice, with the class's defaults filled in."""
+    body = config.read(config.folder() / role / f"{name}.yaml")
+    body.pop("defaults", None)
+    body = body.get(role, body)
+    checked, errors = config.roles()[role].check(body, role)
+    assert not errors
+    return checked
+
+
+def composed(choice: Choice) -> dict[str, Any]:
+    parts = {role: node(role, name) for role, name in zip(ROLES, choice, strict=True)}
+    small = {"width": 16, "depth": 1, "fourier": 0}
+    network, _ = config.roles()["network"].check({"name": "mlp", **small}, "network")
+    return parts | {
+        "seed": 0,
+        "dataset": {"name": "toy2d"},
+        "coupling": {"name": "independent"},
+        "network": network,
+        "guidance": [],
+    }
+
+
+PRODUCT: list[Choice] = list(itertools.product(*map(options, ROLES)))
+
+
+def refused(choice: Choice) -> str:
+    """The message of a refusal, or nothing: by the theory, not by the code."""
+    process, reading, _, sampler = choice
+    ends_without_signal = process in ("flow", "trigonometric")
+    if reading in ("eps", "score") and ends_without_signal:
+        return "is undefined at t = 1"
+    discrete = process in ("ddpm", "cosine")
+    assert not discrete or node("sampler", sampler)["steps"] <= 1000
+    return ""
+
+
+def test_the_full_product_fits_or_is_refused_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = assemble.networks.build(
+        composed(PRODUCT[0])["network"], state=SPEC, out=SPEC.shape
+    )
+    monkeypatch.setattr(assemble.networks, "build", lambda *_, **__: network)
+    legal = 0
+    for choice in PRODUCT:
+        reason = refused(choice)
+        if reason:
+            with pytest.raises(ConfigError) as caught:
+                assemble.parts(composed(choice), SPEC)
+            assert reason in caught.value.render() and "hint:" in caught.value.render()
+        else:
+            assemble.parts(composed(choice), SPEC)
+            legal += 1
+    assert legal > 1000 and legal < len(PRODUCT)
+
+
+def pairwise_cover(choices: list[Choice]) -> Iterator[Choice]:
+    """Few choices in which every legal pair of options occurs: greedy."""
+
+    def pairs(choice: Choice) -> set[tuple[tuple[int, str], ...]]:
+        return set(itertools.combinations(enumerate(choice), 2))
+
+    missing = set().union(*map(pairs, choices))
+    while missing:
+        best = max(choices, key=lambda choice: len(pairs(choice) & missing))
+        missing -= pairs(best)
+        yield best
+
+
+LEGAL = [choice for choice in PRODUCT if not refused(choice)]
+
+
+@pytest.mark.parametrize("choice", list(pairwise_cover(LEGAL)), ids="-".join)
+def test_a_pairwise_covering_set_trains_and_samples_two_steps(choice: Choice) -> None:
+    values = composed(choice)
+    parts = assemble.parts(values, SPEC)
+    settings = TrainerSettings(steps=2, batch=8, precision="fp32")
+    cpu = torch.device("cpu")
+    optimizer = {"name": "sgd", "lr": 1e-3}
+    trainer = Trainer(settings, optimizer=optimizer, seed=0, device=cpu)
+    state = trainer.start(parts.model, parts.objective)
+    before = [p.clone() for p in parts.model.parameters()]
+    rows = torch.arange(8)
+    batch = [(Rng(1, rows).normal((8, 2)), {"label": rows % 2}, rows)]
+    steps = list(trainer.run(state, [batch, batch]))
+    assert len(steps) == 2 and steps[-1].losses.isfinite().all()
+    moved = zip(before, parts.model.parameters(), strict=True)
+    assert any(not torch.equal(old, new) for old, new in moved)
+    process = parts.model.process
+    sampler = assemble.sampler(values["sampler"], process, steps=2)
+    denoiser = parts.denoiser.given(label=rows % 2)
+    x = process.prior((8, 2), Rng(2, rows))
+    states = list(sampler.trajectory(denoiser, x, Rng(2, rows)))
+    assert len(states) == 2 and states[-1].isfinite().all()
+
+
+REFUSALS = [
+    ({"sampler": {"name": "ancestral", "etta": 0.0}}, "did you mean `eta`"),
+    ({"sampler": {"name": "ancestral", "eta": "no"}}, "sampler.eta: expected a number"),
+    (
+        {"sampler": {"name": "ancestral", "steps": 1001}},
+        "sampler.steps: must be <= 1000",
+    ),
+    ({"guidance": {"name": "cfg"}}, "objective.drop > 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSALS)
+def test_parts_are_checked_against_each_other(
+    change: dict[str, Any], message: str
+) -> None:
+    values = composed(("ddpm", "eps", "simple", "ancestral"))
+    for role, own in change.items():
+        values[role] = (
+            {"grid": {"name": "uniform"}} if role == "sampler" else {}
+        ) | own
+    with pytest.raises(ConfigError) as caught:
+        assemble.parts(values, SPEC)
+    assert message in caught.value.render()
+
+
+def test_labels_that_are_not_there_are_refused_all_at_once() -> None:
+    values = composed(("edm", "edm", "edm", "heun"))
+    values["objective"] = {**values["objective"], "drop": 0.1}
+    values["guidance"] = {"name": "cfg", "scale": 2.0}
+    with pytest.raises(ConfigError) as caught:
+        assemble.parts(values, Spec((2,)))
+    text = caught.value.render()
+    assert "objective.drop: must be 0 for data without labels" in text
+    assert "the model is unconditional" in text
+
+
+def test_churn_needs_a_finite_noise_level_and_a_step_count_a_sampler() -> None:
+    process = assemble.processes.build(node("process", "ddpm"))
+    for steps, nfe, found in ((7, None, 13), (None, 14, 13), (None, 13, 13)):
+        built = assemble.sampler(node("sampler", "heun"), process, steps, nfe)
+        assert built.calls(built.steps) == found
+
+
+def test_weights_follow_from_the_seed_alone() -> None:
+    values = composed(("edm", "edm", "edm", "heun"))
+    before = torch.get_rng_state()
+    first = assemble.model(values, SPEC).state_dict()
+    torch.randn(3)  # whatever happened before
+    second = assemble.model(values, SPEC).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = assemble.model(values | {"seed": 1}, SPEC).state_dict()
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    torch.set_rng_state(before)
