@@ -1,7 +1,6 @@
 # make demo: from nothing to a picture of digits. make test: all that must hold.
 PYTHON ?= $(firstword $(foreach version,3.13 3.12 3.11 3,$(shell command -v python$(version))))
 BIN := .venv/bin
-DEMO := runs/demo
 export OMP_NUM_THREADS
 
 .PHONY: setup demo check test test-slow test-gpu clean
@@ -9,8 +8,10 @@ export OMP_NUM_THREADS
 setup: .venv/installed
 
 demo: setup
-	$(BIN)/dcli train exp=digits out=$(DEMO)
-	@echo "samples: $$($(BIN)/dcli sample ckpt=$(DEMO) steps=50)"
+	@set -e; run=$$($(BIN)/dcli train +exp=digits); \
+	  echo "$(BIN)/dcli sample ckpt=$$run steps=50"; \
+	  samples=$$($(BIN)/dcli sample ckpt=$$run steps=50); \
+	  echo "$$samples/grid.png"
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

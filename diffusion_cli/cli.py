@@ -11,6 +11,8 @@ import os
 import re
 import sys
 import warnings
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_cli.errors import ConfigError, DcliError, Stopped, SweepError
@@ -189,6 +191,8 @@ def _compose(verb: str, words: list[str]) -> int:
     except Exception as problem:
         from diffusion_cli.explain import composition
 
+        if not jobs.done:
+            _discard_sweep()
         raise composition(problem, verb) from problem
     finally:
         sys.argv = argv
@@ -197,6 +201,15 @@ def _compose(verb: str, words: list[str]) -> int:
         table = "\n  ".join((count, *jobs.failed))
         raise SweepError(table, "mend them and run the same command again", "SWEEP")
     return 0
+
+
+def _discard_sweep() -> None:
+    """Remove the folder that Hydra makes before it looks at the jobs of a sweep."""
+    folder = Path("runs/.sweeps")
+    (folder / "multirun.yaml").unlink(missing_ok=True)
+    with suppress(OSError):  # others' files are in it
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def _usage_error(message: str) -> None:

@@ -87,14 +87,13 @@ class PluginConfigs(SearchPathPlugin):
 
 def plain(cfg: DictConfig) -> Config:
     """The composed config as a dictionary, interpolations resolved."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ConfigError("", more=[_needed(key) for key in missing])
     try:
-        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+        values: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as problem:
         line = str(problem).strip().splitlines()[0]
         raise ConfigError(f"{problem.full_key}: {line}") from problem
+    _raise([_needed(key) for key, value in dotted(values).items() if value == "???"])
+    return values
 
 
 def _needed(key: str) -> ConfigError:
