@@ -1,5 +1,8 @@
 # make demo: from nothing to a picture of digits. make test: all that must hold.
-PYTHON ?= $(firstword $(foreach version,3.13 3.12 3.11 3,$(shell command -v python$(version))))
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+# the newest Python that suits and really runs
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+  $$python -c '$(SUITS)' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 export OMP_NUM_THREADS
 
@@ -34,8 +37,8 @@ clean:
 	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
-	  || { echo "python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c '$(SUITS)' 2>/dev/null || { \
+	  echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv/bin/python
