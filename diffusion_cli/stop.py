@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -33,6 +34,7 @@ class Stop:
     def __init__(self, seconds: float = math.inf) -> None:
         self.deadline = time.monotonic() + seconds
         self.number: int | None = None
+        self._pid = os.getpid()
         self._begun = False
         self._previous: dict[int, Any] = {}
 
@@ -74,6 +76,11 @@ class Stop:
             previous(self.number, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # a loader's worker: a signal to the whole group is its parent's affair, a
+            # second one is meant for the worker
+            signal.signal(number, signal.SIG_DFL)
+            return
         again = self.number is not None
         self.number = self.number or number
         if again and number == signal.SIGINT:

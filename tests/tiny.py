@@ -75,20 +75,27 @@ CPU = torch.device("cpu")
 class Setup:
     """A trainer with its state and its data."""
 
-    def __init__(self, trainable: str | None = None, **trainer: Any) -> None:
-        values = tiny(trainer={"precision": "fp32", **trainer})
+    def __init__(
+        self,
+        trainable: str | None = None,
+        device: torch.device = CPU,
+        parts: dict[str, Any] | None = None,
+        **trainer: Any,
+    ) -> None:
+        values = tiny(trainer={"precision": "fp32", **trainer}, **(parts or {}))
+        self.device = device
         self.data = assemble.dataset(values)
         self.data.prepare()
-        parts = assemble.parts(values, self.data.spec)
+        built = assemble.parts(values, self.data.spec)
         self.settings = TrainerSettings(**values["trainer"])
         self.trainer = Trainer(
             self.settings,
             optimizer=values["optimizer"],
             seed=3,
-            device=CPU,
+            device=device,
             trainable=trainable,
         )
-        self.state = self.trainer.start(parts.model, parts.objective)
+        self.state = self.trainer.start(built.model, built.objective)
 
     def batches(self, last: int = 5) -> Iterator[Iterator[loading.MicroBatch]]:
         return loading.batches(
@@ -98,7 +105,7 @@ class Setup:
             last=last,
             batch=self.settings.batch,
             micro_batch=self.trainer.micro_batch,
-            device=CPU,
+            device=self.device,
             workers=0,
         )
 
