@@ -116,10 +116,17 @@ class State:
         }
 
     def _restore_moments(self, saved: Mapping[str, Tensor]) -> None:
+        groups = self.optimizer.param_groups
+        order = [p for group in groups for p in group["params"]]
+        weights = dict(zip(self._names(), order, strict=True))
         values: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for path, tensor in saved.items():
             name, _, key = path.rpartition("/")
-            values[name][key] = tensor.clone()  # the saved one is mapped from a file
+            own = weights[name]
+            like = own if own.shape == tensor.shape else tensor
+            # fused kernels want the strides of the weight (channels_last)
+            copy = torch.empty_like(like, dtype=tensor.dtype, device=own.device)
+            values[name][key] = copy.copy_(tensor)
         whole = self.optimizer.state_dict()
         whole["state"] = {
             index: values[name]

@@ -163,3 +163,21 @@ def test_the_state_survives_its_plain_form(name: str) -> None:
     second.train(6)
     assert same(snapshot(whole.state), snapshot(second.state))
     assert math.isfinite(float(snapshot(whole.state).popitem()[1].sum()))
+
+
+def test_moments_come_back_in_the_layout_of_their_weights() -> None:
+    """Fused kernels demand it: on CUDA the weights are channels_last."""
+    network = {"name": "unet", "channels": 32, "multipliers": [1], "blocks": 1}
+    parts = {"dataset": {"name": "digits"}, "network": network}
+    setup = Setup(parts=parts, batch=2)
+    setup.state.model.network.to(memory_format=torch.channels_last)
+    setup.train(1)
+    tensors, plain = setup.state.tensors(), setup.state.plain()
+    packed = {
+        file: {name: tensor.contiguous() for name, tensor in group.items()}
+        for file, group in tensors.items()
+    }
+    setup.state.restore(packed.__getitem__, plain)
+    for weight, moments in setup.state.optimizer.state.items():
+        assert moments["exp_avg"].stride() == weight.stride()
+    setup.train(2)
