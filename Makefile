@@ -4,7 +4,6 @@ SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c '$(SUITS)' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
-export OMP_NUM_THREADS
 
 .PHONY: setup demo check test test-slow test-gpu clean
 
@@ -22,11 +21,11 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/yamllint -d "{extends: relaxed, rules: {line-length: {max: 100}}}" configs
 
-test: OMP_NUM_THREADS = 1
+test: export OMP_NUM_THREADS = 1
 test: check
 	$(BIN)/pytest -n 2
 
-test-slow: OMP_NUM_THREADS = 1
+test-slow: export OMP_NUM_THREADS = 1
 test-slow: .venv/installed-dev
 	$(BIN)/pytest -n 2 -m slow
 
