@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
+from choices import node, options
 
 from diffusion_cli import assemble, config
 from diffusion_cli.core import Spec
@@ -20,22 +20,6 @@ from diffusion_cli.trainer import Trainer
 SPEC = Spec((2,), classes=2)
 ROLES = ("process", "parametrisation", "objective", "sampler")
 Choice = tuple[str, ...]
-
-
-def options(role: str) -> list[str]:
-    """The yaml files of a group."""
-    return sorted(path.stem for path in (config.folder() / role).glob("*.yaml"))
-
-
-@lru_cache
-def node(role: str, name: str) -> dict[str, Any]:
-    """The body of one choice, with the class's defaults filled in."""
-    body = config.read(config.folder() / role / f"{name}.yaml")
-    body.pop("defaults", None)
-    body = body.get(role, body)
-    checked, errors = config.roles()[role].check(body, role)
-    assert not errors
-    return checked
 
 
 def composed(choice: Choice) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from choices import formulation, options
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -55,6 +56,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert interrupted(folder, step) == 143
     train.run(tiny(out=str(folder)), [])
     assert outcome(folder) == outcome(control)
+
+
+@pytest.mark.parametrize("process", options("process"))
+def test_every_formulation_resumes(process: str) -> None:
+    own = formulation(process) | {"sampler": tiny()["sampler"]}
+    train.run(tiny(out="whole", **own), [])
+    for step in (3, 8):
+        assert interrupted(Path("parts"), step, **own) == 143
+    train.run(tiny(out="parts", **own), [])
+    assert outcome(Path("parts")) == outcome(Path("whole"))
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "lion", "lamb", "amos"])
