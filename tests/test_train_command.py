@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 from tiny import control, interrupted, outcome, place, tiny
 
 from diffusion_cli import checkpoint
@@ -88,7 +89,7 @@ def test_another_config_is_refused_and_fresh_begins_again() -> None:
 def test_other_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(Path("run"), 6)
     monkeypatch.setattr("diffusion_cli.datasets.toy2d.Toy2D.__len__", lambda self: 50)
-    with pytest.raises(ConfigError, match="the data has changed: 100 of shape"):
+    with pytest.raises(ConfigError, match="dataset: changed from 100 of"):
         train.run(tiny(out="run"), [])
 
 
@@ -167,3 +168,16 @@ def test_in_a_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert checkpoint.load("run").step == 12
+
+
+def test_an_edited_folder_of_images_is_noticed(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, level in (("a", 10), ("b", 200)):
+        Image.new("L", (4, 4), level).save(images / f"{name}.png")
+    data = {"name": "image_folder", "path": str(images), "channels": 1}
+    own = {"dataset": data | {"cache": str(tmp_path / "cache")}}
+    assert interrupted(Path("run"), 6, **own) == 143
+    Image.new("L", (4, 4), 99).save(images / "b.png", compress_level=0)
+    with pytest.raises(ConfigError, match="dataset: changed from 2"):
+        train.run(tiny(out="run", **own), [])

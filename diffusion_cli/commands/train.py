@@ -53,6 +53,8 @@ def run(values: Config, overrides: list[str]) -> float | None:
             data.prepare()
         parts = assemble.parts(values, data.spec)
         data.prepare()
+        for note in data.notes:
+            say(f"dataset: {note}")
         with folder:
             if values["fresh"]:
                 folder.set_aside()
@@ -116,6 +118,7 @@ class _Run:
             device=device,
             trainable=values["trainable"],
         )
+        self.samples = f"{len(data)} {data.fingerprint}".strip()  # how many, of what
         self.meter = Meter(device)
         self.saved = -1  # the step last saved
 
@@ -212,12 +215,10 @@ class _Run:
                 say(f"init: {len(names)} tensors {what}: {', '.join(names[:5])} ...")
 
     def _resume(self, found: checkpoint.Checkpoint) -> None:
-        samples = found.manifest.get("samples")
-        if found.spec.plain() != self.data.spec.plain() or samples != len(self.data):
-            message = (
-                f"dataset: the data has changed: {samples} of shape {found.spec.shape} "
-                f"then, {len(self.data)} of shape {self.data.spec.shape} now"
-            )
+        then, now = found.manifest.get("samples"), self.samples
+        if found.spec.plain() != self.data.spec.plain() or then != now:
+            was, shape = found.spec.shape, self.data.spec.shape
+            message = f"dataset: changed from {then} of {was} to {now} of {shape}"
             raise ConfigError(message, "name=<another>, or fresh=true")
         plain = found.plain()
         try:
@@ -259,7 +260,7 @@ class _Run:
         about = {
             "config": self.config,
             "data": self.data.spec.plain(),
-            "samples": len(self.data),
+            "samples": self.samples,
             "versions": environment.versions(),
         }
         plain = {"state": self.state.plain(), "meter": self.meter.plain()}

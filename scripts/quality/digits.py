@@ -1,8 +1,8 @@
 """Are sampled digits what their label says, and are they new?
 
-A support vector machine that never saw the model, trained on the real digits, reads the
-samples; and each sample's distance to its nearest real digit is set beside the distances
-between real digits.
+A support vector machine that never saw the model, trained on the real digits, reads
+the samples; and each sample's distance to its nearest real digit is set beside the
+distances between real digits.
 
     dcli sample ckpt=runs/digits-... steps=50 n=1000 format=npz
     python scripts/quality/digits.py runs/digits-.../samples/heun-50-...
