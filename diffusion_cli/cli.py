@@ -149,7 +149,14 @@ class _Jobs:
         from diffusion_cli import config
 
         kind = VERBS[self.verb].config
-        values = config.check(config.plain(cfg), kind)
+        try:
+            values = config.check(config.plain(cfg), kind)
+        except ConfigError as error:
+            if "exp" in choices:
+                from diffusion_cli.explain import blame
+
+                blame(error, choices["exp"], overrides)
+            raise
         if kind == "train":
             values["name"] = values["name"] or config.title(choices)
         command = _command(self.verb)

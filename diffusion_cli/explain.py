@@ -50,6 +50,16 @@ def composition(problem: Exception, verb: str) -> DcliError:
     return explain(problem, verb)
 
 
+def blame(error: ConfigError, exp: str, overrides: list[str]) -> None:
+    """Name the recipe whose argument a component chosen after it does not take."""
+    typed = {word.lstrip("+").partition("=")[0] for word in overrides}
+    for each in error.more or [error]:
+        if match := re.match(r"([\w.]+): `\w+` takes no `(\w+)`", each.message):
+            key = f"{match[1]}.{match[2]}"
+            if key not in typed:
+                each.hint = f"exp={exp} sets it; leave it out with ~{key}"
+
+
 def _missing(problem: Exception, verb: str) -> ConfigError:
     """`sampler=huen`: the group has no such option, or there is no such group."""
     file = str(getattr(problem, "missing_cfg_file", None) or "")

@@ -224,6 +224,24 @@ def test_an_argument_that_no_yaml_lists_needs_no_plus(dcli: Dcli) -> None:
     assert "dropout=0.25" in outcome.out and "first=0.0002" in outcome.out
 
 
+def test_an_argument_that_leaks_from_a_recipe_names_it(
+    dcli: Dcli, tmp_path: Path
+) -> None:
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "mine.yaml").write_text(
+        "# @package _global_\nnetwork: {channels: 8}\n"
+    )
+    words = ("check", "--config-dir", ".", "exp=mine", "network=dit_tiny")
+    assert (
+        dcli(*words).err
+        == """\
+error: network: `dit` takes no `channels`
+hint: exp=mine sets it; leave it out with ~network.channels
+"""
+    )
+    assert dcli(*words, "~network.channels").code == 0
+
+
 def test_check_prints_what_a_run_is(dcli: Dcli, tmp_path: Path) -> None:
     outcome = dcli("check", "exp=ddpm_cifar")
     rows = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())

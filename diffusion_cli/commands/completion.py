@@ -67,9 +67,7 @@ def _arguments(config: str, typed: list[str]) -> list[str]:
     found = complete(config, " ".join(appended))
     if appended[-1] != typed[-1]:
         found = [word.removeprefix("+") for word in found]
-    hidden: tuple[str, ...] = (
-        () if typed[-1].startswith("hydra") else ("hydra",)
-    )
+    hidden: tuple[str, ...] = () if typed[-1].startswith("hydra") else ("hydra",)
     if config == "sample":  # the rest is the run's own
         own = ("sampler", "guidance")
         hidden += tuple(f"{role}=" for role in (*COMPONENTS, "exp") if role not in own)
