@@ -168,11 +168,14 @@ def _compose(verb: str, words: list[str]) -> int:
     """Let Hydra compose the config and run the verb with it."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     import hydra
+    from hydra._internal.hydra import Hydra
     from hydra._internal.utils import get_args_parser
     from hydra.core.plugins import Plugins
 
     from diffusion_cli import config
 
+    # Hydra would compose the whole config once more, only to read `hydra.mode`
+    Hydra.get_mode = _mode  # type: ignore[method-assign, assignment]
     Plugins.instance().register(config.PluginConfigs)
     parser = get_args_parser()
     parser.error = _usage_error  # type: ignore[method-assign, assignment]
@@ -208,6 +211,13 @@ def _compose(verb: str, words: list[str]) -> int:
         table = "\n  ".join((count, *jobs.failed))
         raise SweepError(table, "mend them and run the same command again", "SWEEP")
     return 0
+
+
+def _mode(hydra: object, config_name: str | None, overrides: list[str]) -> Any:
+    """The mode that the command line asks for; None leaves it to `--multirun`."""
+    from hydra.types import RunMode
+
+    return RunMode.MULTIRUN if "hydra.mode=MULTIRUN" in overrides else None
 
 
 def _discard_sweep() -> None:
