@@ -179,7 +179,7 @@ def _compose(verb: str, words: list[str]) -> int:
     Plugins.instance().register(config.PluginConfigs)
     parser = get_args_parser()
     parser.error = _usage_error  # type: ignore[method-assign, assignment]
-    words = [_rewrite(word) for word in words]
+    words = _options_first([_rewrite(word) for word in words])
     if parser.parse_args(words).experimental_rerun:
         raise ConfigError("--experimental-rerun: not supported, it reads a pickle")
     jobs = _Jobs(verb)
@@ -227,6 +227,20 @@ def _discard_sweep() -> None:
     with suppress(OSError):  # others' files are in it
         folder.rmdir()
         folder.parent.rmdir()
+
+
+def _options_first(words: list[str]) -> list[str]:
+    """Options before overrides: argparse accepts them in no other order."""
+    with_value = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"}
+    with_value |= {"--cfg", "-c", "--package", "-p"}
+    options: list[str] = []
+    rest: list[str] = []
+    before = ""
+    for word in words:
+        belongs = word.startswith("-") or before in with_value
+        (options if belongs else rest).append(word)
+        before = word
+    return options + rest
 
 
 def _usage_error(message: str) -> None:

@@ -51,10 +51,7 @@ GROUPS = {"trainer": TrainerSettings, "every": Every, "checkpoint": Keep}
 EXECUTION = (
     "out",
     "name",
-    "dataset.root",
-    "dataset.cache",
     "every",
-    "tracking",
     "device",
     "dataset.root",
     "dataset.cache",

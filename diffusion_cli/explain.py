@@ -45,6 +45,10 @@ def composition(problem: Exception, verb: str) -> DcliError:
         return _unreadable(str(getattr(problem, "override", "")), verb)
     if "ConfigCompositionException" in kinds:
         return _override(problem, verb)
+    if mark := getattr(problem, "problem_mark", None):
+        reason = getattr(problem, "problem", None) or _first_line(problem)
+        place = f"{mark.name}, line {mark.line + 1}"
+        return ConfigError(f"{place}: not yaml: {reason}", "mend the file")
     if kinds & {"HydraException", "OmegaConfBaseException", "YAMLError", "ValueError"}:
         return ConfigError(_first_line(problem), f"dcli {verb} --help")
     return explain(problem, verb)

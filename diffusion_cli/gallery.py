@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from diffusion_cli.artifact import storage
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.datasets.storage import staged
+from diffusion_cli.errors import ConfigError
 
 SHOWN = 256  # samples in a grid, at most; points of a scatter plot come from all
 TILES = 16  # samples in a film or a strip of images
@@ -36,14 +37,30 @@ class Gallery:
         kind: The data set whose `save` and `picture` turn samples into files.
         spec: What a sample looks like.
         batch: Samples per chunk.
+        request: All that decides the bits, as JSON reads it back; another request in
+            the same folder is a `ConfigError`.
     """
 
     def __init__(
-        self, folder: Path, kind: type[Dataset], spec: Spec, batch: int
+        self,
+        folder: Path,
+        kind: type[Dataset],
+        spec: Spec,
+        batch: int,
+        request: Mapping[str, Any],
     ) -> None:
         self.folder, self.kind, self.spec, self.batch = folder, kind, spec, batch
+        place, asked = folder / "chunks" / "request.json", json.dumps(request)
+        if place.exists():
+            held = json.loads(place.read_text())
+            other = [key for key in request if held.get(key) != request[key]]
+            if other:
+                message = f"out: {folder} holds samples of another {', '.join(other)}"
+                raise ConfigError(message, "out=<another folder>, or leave out out")
+            return
         with storage(folder):
             (folder / "chunks").mkdir(parents=True, exist_ok=True)
+        self._write(place, asked.encode())
 
     def missing(self, n: int) -> list[int]:
         """Numbers of the chunks still to be drawn for `n` samples."""
@@ -133,7 +150,7 @@ class Gallery:
 
 def _scaled(x: Tensor) -> Tensor:
     """A noisy state at the scale of data, so that it can be seen."""
-    return x / max(1.0, float(x.std()) * 2) if len(x) > 1 else x
+    return x / max(1.0, float(x.std()))
 
 
 def _pil(picture: Tensor) -> Image.Image:

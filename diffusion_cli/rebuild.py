@@ -61,9 +61,12 @@ def rebuild(
     model.around = autocast(device, precision(device, network_precision))
     walk = _laid_over("sampler", found, sampler)
     guide = _laid_over("guidance", found, guidance)
+    built = assemble.sampler(walk, model.process, steps, nfe)
+    if "steps" in walk:
+        walk = {**walk, "steps": built.steps}
     return Rebuilt(
         model,
-        assemble.sampler(walk, model.process, steps, nfe),
+        built,
         assemble.guided(model, guide, config).eval(),
         {"sampler": walk, "guidance": guide},
     )

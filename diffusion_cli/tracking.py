@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion_cli import __version__
 from diffusion_cli.artifact import storage
 from diffusion_cli.trainer import Progress
 
@@ -170,6 +171,18 @@ def say(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
     except OSError:
         return
+
+
+def introduce(config: Mapping[str, Any], where: str) -> None:
+    """Two lines that open a run: what and where, then the four choices."""
+    say(f"dcli {__version__}  {config['name'] or 'train'}  {where}")
+    words = []
+    for role in ("dataset", "process", "network", "sampler"):
+        inner = config[role].get("schedule") or config[role].get("shape")
+        inner = inner["name"] if isinstance(inner, Mapping) else inner
+        detail = f" ({inner})" if inner else ""
+        words.append(f"{role}={config[role]['name']}{detail}")
+    say("  ".join(words))
 
 
 def last_loss(metrics: Path) -> float | None:

@@ -71,7 +71,7 @@ class Trainer:
         if settings.precision == "auto":
             raise ValueError("precision: must be resolved, got 'auto'")
         if self.trainable is not None:
-            _freeze(model, self.trainable)
+            freeze(model, self.trainable)
         model.around = autocast(self.device, settings.precision)
         model.network.recompute = settings.recompute
         model.to(self.device)
@@ -273,7 +273,7 @@ def _scaler(device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type)
 
 
-def _freeze(model: Model, glob: str) -> None:
+def freeze(model: Model, glob: str) -> None:
     """Leave only the parameters that match `glob` trainable."""
     names = [name for name, _ in model.named_parameters()]
     if not any(fnmatchcase(name, glob) for name in names):

@@ -424,3 +424,16 @@ def test_a_broken_plugin_is_named(dcli: Dcli, tmp_path: Path) -> None:
     outcome = dcli("train", "plugins=[broken.py]")
     assert outcome.code == 2
     assert outcome.err.startswith("error: plugins: broken.py: ZeroDivisionError")
+
+
+def test_options_may_stand_anywhere(dcli: Dcli, tmp_path: Path) -> None:
+    got = dcli("train", "dataset=toy2d", "--cfg", "job", "trainer.steps=7")
+    assert got.code == 0 and "steps: 7" in got.out
+
+
+def test_a_broken_yaml_is_named(dcli: Dcli, tmp_path: Path) -> None:
+    broken = tmp_path / "mine" / "exp" / "broken.yaml"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("trainer: {steps: ???}\n")
+    got = dcli("train", "exp=broken", "--config-dir", str(tmp_path / "mine"))
+    assert got.code == 2 and "broken.yaml, line 1: not yaml" in got.err

@@ -230,3 +230,19 @@ def test_a_checkpoint_never_causes_code_to_be_imported(
     got = dcli("sample", f"ckpt={copy}", *FAST)
     assert got.code == 4 and message in got.err and "Traceback" not in got.err
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_folder_holds_the_samples_of_one_request(dcli: Dcli, digits: Path) -> None:
+    words = ("sample", f"ckpt={digits}", "n=2", "batch=2", "out=here", *FAST)
+    assert dcli(*words).code == 0
+    about = json.loads(Path("here/about.json").read_text())
+    got = dcli(*words, "seed=1", "label=3")
+    assert got.code == 2 and "holds samples of another seed, label" in got.err
+    assert json.loads(Path("here/about.json").read_text()) == about
+    assert dcli(*words, "n=3", "format=grid").code == 0
+
+
+def test_what_is_told_is_what_was_done(dcli: Dcli, digits: Path) -> None:
+    got = dcli("sample", f"ckpt={digits}", "n=2", "batch=2", "nfe=7", *FAST)
+    about = json.loads((Path(got.out.strip()) / "about.json").read_text())
+    assert about["sampler"]["steps"] == 4 and about["network_calls_per_sample"] == 7

@@ -16,6 +16,7 @@ from tiny import control, interrupted, outcome, place, tiny
 from diffusion_cli import checkpoint
 from diffusion_cli.commands import train
 from diffusion_cli.errors import (
+    CheckpointError,
     ConfigError,
     NumericsError,
     OutOfMemory,
@@ -181,3 +182,10 @@ def test_an_edited_folder_of_images_is_noticed(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 99).save(images / "b.png", compress_level=0)
     with pytest.raises(ConfigError, match="dataset: changed from 2"):
         train.run(tiny(out="run", **own), [])
+
+
+@pytest.mark.parametrize("own", [{"trainable": "nothing*"}, {"init": "runs/nowhere"}])
+def test_a_start_from_nowhere_leaves_nothing(own: dict[str, str]) -> None:
+    with pytest.raises((ConfigError, CheckpointError)):
+        train.run(tiny(out="run", **own), [])
+    assert not Path("run").exists()

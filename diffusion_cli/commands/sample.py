@@ -46,8 +46,9 @@ def run(values: Config, overrides: list[str]) -> float | None:
             network_precision=values["precision"],
         )
         devices.tune(device, deterministic=False)
-        folder = _folder(found, values, built, device)
-        gallery = Gallery(folder, kind, found.spec, values["batch"])
+        request = _request(found, values, built, device)
+        folder = _folder(found, values, request)
+        gallery = Gallery(folder, kind, found.spec, values["batch"], request)
         drawing = _Drawing(built, gallery, values, classes, device, stop)
         return drawing.run(found)
 
@@ -62,27 +63,26 @@ def _dataset(found: checkpoint.Checkpoint) -> Any:
     return datasets[name]
 
 
-def _folder(
+def _request(
     found: checkpoint.Checkpoint, values: Config, built: Rebuilt, device: torch.device
-) -> Path:
-    """`out`, else a folder in the run named by all that decides the bits."""
+) -> Config:
+    """All that decides the bits of a sample, as JSON would read it back."""
+    keys = ("seed", "label", "batch", "weights", "dtype", "precision")
+    request = {key: values[key] for key in keys} | built.chosen
+    request |= {"checkpoint": found.hash, "device": device.type}
+    return json.loads(json.dumps(request))  # type: ignore[no-any-return]
+
+
+def _folder(found: checkpoint.Checkpoint, values: Config, request: Config) -> Path:
+    """`out`, else a folder in the run named by the request."""
     if values["out"]:
         return Path(values["out"]).expanduser()
-    decides = {
-        key: values[key] for key in ("seed", "label", "batch", "weights", "dtype")
-    }
-    decides |= built.chosen | {
-        "steps": built.sampler.steps,
-        "checkpoint": found.hash,
-        "precision": values["precision"],
-        "device": device.type,
-    }
-    text = json.dumps(decides, sort_keys=True)
+    text = json.dumps(request, sort_keys=True)
     tag = hashlib.sha256(text.encode()).hexdigest()[:8]
-    name = f"{built.chosen['sampler']['name']}-{built.sampler.steps}-{tag}"
+    sampler = request["sampler"]
     inside = found.folder.parent.name == "checkpoints"
     home = found.folder.parent.parent if inside else found.folder
-    return home / "samples" / name
+    return home / "samples" / f"{sampler['name']}-{sampler['steps']}-{tag}"
 
 
 class _Drawing:

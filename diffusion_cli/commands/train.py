@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from diffusion_cli import (
-    __version__,
     assemble,
     checkpoint,
     config,
@@ -31,8 +30,8 @@ from diffusion_cli.rng import shuffled
 from diffusion_cli.run_folder import RunFolder, agree
 from diffusion_cli.settings import Every, Keep, TrainerSettings, seconds
 from diffusion_cli.stop import Stop
-from diffusion_cli.tracking import Bar, Meter, Tracker, last_loss, say
-from diffusion_cli.trainer import Trainer, memory, precision
+from diffusion_cli.tracking import Bar, Meter, Tracker, introduce, last_loss, say
+from diffusion_cli.trainer import Trainer, freeze, memory, precision
 
 Config = dict[str, Any]
 
@@ -52,6 +51,10 @@ def run(values: Config, overrides: list[str]) -> float | None:
         if not hasattr(data, "spec"):
             data.prepare()
         parts = assemble.parts(values, data.spec)
+        if values["trainable"] is not None:
+            freeze(parts.model, values["trainable"])
+        if values["init"]:
+            checkpoint.load(values["init"])  # refused before anything is made
         data.prepare()
         for note in data.notes:
             say(f"dataset: {note}")
@@ -231,15 +234,9 @@ class _Run:
         checkpoint.prune(self.folder.checkpoints, self.keep)  # a kill may precede it
 
     def _introduce(self, found: checkpoint.Checkpoint | None) -> None:
-        """Three lines: what and where, the choices, the folder."""
-        c = self.config
         count = sum(p.numel() for p in self.parts.model.parameters())
         where = f"{devices.label(self.device)}, {self.settings.precision}"
-        say(
-            f"dcli {__version__}  {c['name'] or 'train'}  {where}  {count:,} parameters"
-        )
-        roles = ("dataset", "process", "network", "sampler")
-        say("  ".join(f"{role}={c[role]['name']}" for role in roles))
+        introduce(self.config, f"{where}  {count:,} parameters")
         tail = f", resuming from {found.folder.name}" if found else ""
         say(f"{self.folder.path}{tail}")
 
