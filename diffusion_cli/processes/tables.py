@@ -20,6 +20,7 @@ class Table(Schedule):
         logs = torch.log1p(-betas).cumsum(0) / 2  # of alpha_1 .. alpha_T
         zero = torch.zeros(1, dtype=torch.float64)
         self._tables = {zero.device: torch.cat((zero, logs))}
+        self._last = float(logs[-1])
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._tables:
@@ -37,7 +38,7 @@ class Table(Schedule):
     def time(self, ratio: Tensor) -> Tensor:
         assert self.levels is not None
         table = self._table(ratio.device)
-        log_alpha = (-torch.log1p(ratio.double() ** 2) / 2).clamp(min=float(table[-1]))
+        log_alpha = (-torch.log1p(ratio.double() ** 2) / 2).clamp(min=self._last)
         right = torch.searchsorted(-table, -log_alpha).clamp(1, self.levels)
         left = right - 1
         part = (log_alpha - table[left]) / (table[right] - table[left])

@@ -128,8 +128,8 @@ class Heun(Sampler):
         """The state with more noise, and the time that belongs to it."""
         k = process.schedule(t)
         ratio = k.sigma / k.alpha
-        if not self.window[0] <= ratio <= self.window[1]:
-            return x, t
+        if ratio.isinf() or not self.window[0] <= ratio <= self.window[1]:
+            return x, t  # infinite noise cannot be raised
         more = ratio * (1 + min(self.churn / self.steps, math.sqrt(2) - 1))
         later = process.schedule.time(more)
         spread = self.churn_noise * (more**2 - ratio**2).sqrt()
