@@ -272,17 +272,18 @@ def _find(text: str) -> Path:
         raise CheckpointError(
             message, "name a run or a checkpoint folder", "CKPT-UNSAFE"
         )
-    if place.is_dir():
+    if (place / "manifest.json").exists() or (place / "checkpoints").is_dir():
         return place
     runs = [path for path in Path("runs").glob("*") if (path / "checkpoints").is_dir()]
-    matches = [
-        path for path in runs if path.name.startswith(text.removeprefix("runs/"))
-    ]
+    start = text.removeprefix("runs/")
+    matches = [path for path in runs if path.name.startswith(start)]
     if len(matches) == 1:
         return matches[0]
     if matches:
         names = ", ".join(sorted(path.name for path in matches)[:5])
         raise CheckpointError(f"ckpt: `{text}` could be {names}", f"ckpt={matches[0]}")
+    if place.is_dir():
+        return place  # what it lacks is told where it is read
     near = difflib.get_close_matches(place.name, [path.name for path in runs], 3, 0.3)
     tail = "; nearest: " + ", ".join(f"runs/{name}" for name in near) if near else ""
     raise CheckpointError(

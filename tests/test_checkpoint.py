@@ -127,6 +127,8 @@ def test_a_run_is_found_by_the_beginning_of_its_name(
     for name in ("digits-a1", "digits-b2", "moons-c3"):
         save(Path("runs") / name / "checkpoints")
     assert checkpoint.load("moons").folder.parent.parent.name == "moons-c3"
+    Path("moons").mkdir()  # a folder of that name which is no run changes nothing
+    assert checkpoint.load("moons").folder.parent.parent.name == "moons-c3"
     assert checkpoint.load("runs/digits-a").step == 1
     assert checkpoint.load("runs/digits-b2").step == 1
     with pytest.raises(CheckpointError, match="`digits` could be digits-a1, digits-b2"):
