@@ -101,3 +101,13 @@ def test_beliefs_draw_what_they_say():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(n, 1, 3)
     share = Categorical(logits).draw(rows(n)).flatten().bincount() / n
     assert share.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=4 * 0.5 / n**0.5)
+
+
+def test_clipping_changes_only_what_lies_outside():
+    process, x = gaussian("linear"), 3 * rows(50).normal((50, 2))
+    data, t = NormalData(process, 4.0), number(0.3)
+    free = data(x, t).mean
+    clipped = guidances.build({"name": "clip"}, denoiser=data)(x, t).mean
+    assert torch.equal(clipped, free.clamp(-1, 1)) and not torch.equal(clipped, free)
+    wide = guidances.build({"name": "clip", "low": -99.0, "high": 99.0}, denoiser=data)
+    assert torch.equal(wide(x, t).mean, free)
