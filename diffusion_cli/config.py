@@ -220,11 +220,13 @@ def _components(
 
 def _ranges(registry: Registry[Any], node: Config) -> list[ConfigError]:
     """What a constructor says, where it needs no value of the run."""
-    given = {"coupling": None} if registry.given == ("coupling",) else {}
-    if registry.given and not given:
+    from torch import nn, zeros
+
+    stand_ins = {"coupling": None, "params": [nn.Parameter(zeros(1))]}
+    if not stand_ins.keys() >= set(registry.given):
         return []
     try:
-        registry.build(node, **given)
+        registry.build(node, **stand_ins)
     except ConfigError as error:
         return [error]
     return []
@@ -269,7 +271,7 @@ def run_folder(config: Mapping[str, Any]) -> Path:
 def title(choices: Mapping[str, str]) -> str:
     """The name of a run: the chosen experiment's, else those of data and process."""
     words = [choices["exp"]] if "exp" in choices else []
-    words = words or [choices["dataset"], choices["process"]]
+    words = words or [choices[key] for key in ("dataset", "process") if key in choices]
     return "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-") for word in words)
 
 

@@ -52,6 +52,11 @@ class Spec:
         parsed = dict(values)
         parsed["shape"] = tuple(int(size) for size in values["shape"])
         parsed["names"] = tuple(str(name) for name in values.get("names", ()))
+        parsed["codec"] = dict(values.get("codec", {}))
+        counts = {key: values.get(key, 0) for key in ("classes", "vocab", "extra")}
+        for key, count in [*counts.items(), *enumerate(parsed["shape"])]:
+            if type(count) is not int or count < 0:
+                raise ValueError(f"a sound {key}: {count!r}")
         return cls(**parsed)
 
 

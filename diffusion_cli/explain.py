@@ -49,6 +49,9 @@ def composition(problem: Exception, verb: str) -> DcliError:
         reason = getattr(problem, "problem", None) or _first_line(problem)
         place = f"{mark.name}, line {mark.line + 1}"
         return ConfigError(f"{place}: not yaml: {reason}", "mend the file")
+    if "TypeError" in kinds:  # Hydra's own, of a choice that is not a name
+        message = "a choice such as guidance= takes a name, or a list of names"
+        return ConfigError(message, f"dcli {verb} --help")
     if kinds & {"HydraException", "OmegaConfBaseException", "YAMLError", "ValueError"}:
         return ConfigError(_first_line(problem), f"dcli {verb} --help")
     return explain(problem, verb)

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import torch
 
 from diffusion_cli import assemble
+from diffusion_cli.artifact import broken
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.core import Spec
 from diffusion_cli.denoiser import Denoiser, Model
 from diffusion_cli.errors import CheckpointError, ConfigError
 from diffusion_cli.registry import ROLES, Node
 from diffusion_cli.samplers import Sampler
-from diffusion_cli.trainer import autocast, precision
+from diffusion_cli.trainer import autocast, memory, precision
 
 TRAINED = ("process", "parametrisation", "network")  # what the weights depend on
 
@@ -54,8 +55,8 @@ def rebuild(
     device = device or torch.device("cpu")
     config = dict(found.config)
     for role in TRAINED:
-        config[role] = _stored(found, role)
-    model = assemble.model(config, found.spec)
+        config[role] = _stored(found, role, config.get(role))
+    model = _model(found, config)
     found.load_model(model, weights)
     model.to(device).eval().requires_grad_(False)
     model.around = autocast(device, precision(device, network_precision))
@@ -77,6 +78,8 @@ def labels(label: Any, spec: Spec, config: Mapping[str, Any]) -> list[int] | Non
     if label is None:
         return None
     wanted = label if isinstance(label, list) else [label]
+    if not wanted:
+        raise ConfigError("label: the list is empty", "leave label out")
     if not spec.classes:
         message = "label: the model is unconditional, it was trained without labels"
         raise ConfigError(message, "leave label out")
@@ -97,9 +100,23 @@ def labels(label: Any, spec: Spec, config: Mapping[str, Any]) -> list[int] | Non
     return found
 
 
-def _stored(found: Checkpoint, role: str) -> dict[str, Any]:
+def _model(found: Checkpoint, config: Mapping[str, Any]) -> Model:
+    """The model as the config says; whatever else its author wrote, it is refused."""
+    seed, objective = config.get("seed"), config.get("objective")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise broken(found.folder, f"manifest.json: seed is {seed!r}")
+    if not isinstance(objective, Mapping):
+        raise broken(found.folder, f"manifest.json: objective is {objective!r}")
+    try:
+        with memory("sample: the model", "device=<another>"):
+            return assemble.model(config, found.spec)
+    except (ConfigError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        what = f"the model cannot be built: {str(error).strip().splitlines()[0]}"
+        raise broken(found.folder, what) from error
+
+
+def _stored(found: Checkpoint, role: str, node: Any) -> dict[str, Any]:
     """A node of the checkpoint's config, checked like one that a user typed."""
-    node = found.config.get(role)
     registry = ROLES[role]
     name = node.get("name") if isinstance(node, Mapping) else None
     if isinstance(name, str) and name not in registry.names():
@@ -125,10 +142,12 @@ def _laid_over(role: str, found: Checkpoint, chosen: Any) -> Any:
     if isinstance(chosen, list) or (chosen and "name" in chosen):
         return chosen
     own = found.config.get(role)
-    if own and not isinstance(own, list):
-        own = _stored(found, role)
+    if isinstance(own, list):
+        own = [_stored(found, role, node) for node in own]
+    elif own or role != "guidance":
+        own = _stored(found, role, own)
     if not chosen:
-        return own
+        return own or None
     if not isinstance(own, Mapping):
         hint = f"dcli list {role}"
         raise ConfigError(f"{role}: name one first; the run has no single {role}", hint)

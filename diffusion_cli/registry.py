@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache
 from importlib.metadata import entry_points
-from math import isnan
+from sys import float_info
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as type_hints
 
@@ -24,6 +24,7 @@ from diffusion_cli.errors import ConfigError
 T = TypeVar("T")
 Node = Mapping[str, Any]
 
+LARGEST = 2**63  # of an integer: more is for no tensor's size
 ROLES: dict[str, Registry[Any]] = {}  # by role, in the order of their definition
 _CONTRACTS: dict[type, Registry[Any]] = {}
 
@@ -232,10 +233,13 @@ def convert(value: Any, annotation: Any) -> Any:
         if isinstance(value, bool) and annotation is bool:
             return value
     elif annotation is int:
-        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        whole = isinstance(value, int) or (
+            isinstance(value, float) and value.is_integer()
+        )
+        if whole and abs(value) <= LARGEST:
             return int(value)
     elif annotation is float:
-        if isinstance(value, int | float) and not isnan(value):
+        if isinstance(value, int | float) and abs(value) <= float_info.max:
             return float(value)
     elif annotation is str:
         if isinstance(value, str):

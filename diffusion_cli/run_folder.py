@@ -72,7 +72,8 @@ class RunFolder:
             found = json.loads((self.path / "status.json").read_text())
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        sound = isinstance(found, dict) and isinstance(found.get("step"), int)
+        return found if sound else {}
 
     def report(self, status: Status, step: int, why: str = "") -> None:
         """Write `status.json`."""
@@ -89,11 +90,16 @@ class RunFolder:
         """The config that the folder was made with; None if it is new."""
         try:
             found = yaml.safe_load((self.path / "config.yaml").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{self.path}/config.yaml: cannot be read") from error
-        return found if isinstance(found, dict) else None
+        if not isinstance(found, dict) or not found:
+            return None
+        trainer = found.get("trainer")
+        if not isinstance(trainer, dict) or "precision" not in trainer:
+            raise ConfigError(f"{self.path}/config.yaml: is not the config of a run")
+        return found
 
     def describe(
         self, config: Mapping[str, Any], overrides: Sequence[str], device: torch.device

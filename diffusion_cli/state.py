@@ -73,6 +73,8 @@ class State:
                 tensor.copy_(saved[name])
         self._restore_moments(read("optimizer"))
         self.step = int(plain["step"])
+        if not 0 <= self.step < 2**63:
+            raise ValueError(f"step {self.step}")
         if self.scaler is not None:
             if plain["scaler"] is None:
                 raise CheckpointError("state.json: the fp16 scaler state is missing")

@@ -155,9 +155,7 @@ class Bar:
         if not self._tqdm.disable:
             self._tqdm.set_postfix_str(f"loss {loss}, {rate:.4g} img/s")
             return
-        left = time.strftime(
-            "%H:%M:%S", time.gmtime((self.steps - step) * self.batch / max(rate, 1e-9))
-        )
+        left = tqdm.format_interval((self.steps - step) * self.batch / max(rate, 1e-9))
         say(f"step {step}/{self.steps}  loss {loss}  {rate:.4g} img/s  left {left}")
 
     def close(self) -> None:
@@ -196,7 +194,10 @@ def _lines(metrics: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     try:
         for line in metrics.read_text(encoding="utf-8").splitlines():
-            found.append(json.loads(line))
+            values = json.loads(line)
+            if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+                break
+            found.append(values)
     except (FileNotFoundError, ValueError):
         pass
     return found

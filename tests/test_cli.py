@@ -124,6 +124,17 @@ hint: dcli train --help
 error: sampler: there is no `huen`; did you mean `heun`?
 hint: {TAKES}
 """,
+    "train optimizer.lr=-1 optimizer.eps=-1": """\
+error: optimizer.lr: must be > 0, got -1.0
+""",
+    "train optimizer.lr=inf sampler.steps=1e30": """\
+error: sampler.steps: expected an integer, got 1e+30
+error: optimizer.lr: expected a number, got inf
+""",
+    "sample ckpt=x guidance=[{name:cfg}]": """\
+error: a choice such as guidance= takes a name, or a list of names
+hint: dcli sample --help
+""",
     "train seed=0,1": """\
 error: seed: several values, `0,1`
 hint: -m for a sweep, or seed=[0,1] for a list

@@ -181,6 +181,7 @@ def test_the_run_folder() -> None:
     assert config.run_folder(checked | {"out": "/tmp/x"}) == Path("/tmp/x")
     choices = {"dataset": "digits", "process": "edm"}
     assert config.title(choices) == "digits-edm"
+    assert config.title({"dataset": "digits"}) == "digits"  # process=[edm] is no choice
     assert config.title(choices | {"exp": "mine/best"}) == "mine-best"
 
 

@@ -75,6 +75,9 @@ def test_the_spec_is_known_before_any_data_is_read(name: str) -> None:
     spec = datasets[name](labels=True).spec
     assert spec.classes == len(spec.names) > 0
     assert Spec.parse(spec.plain()) == spec
+    for wrong in ({"classes": "x"}, {"extra": -1}, {"codec": 5}, {"vocab": 1.5}):
+        with pytest.raises((TypeError, ValueError)):
+            Spec.parse(spec.plain() | wrong)
     assert datasets[name](labels=False).spec.classes == 0
 
 

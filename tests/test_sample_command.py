@@ -129,6 +129,7 @@ def test_labels_by_name_index_and_list(dcli: Dcli, digits: Path) -> None:
     ("words", "message"),
     [
         (["label=99"], "label: there is no class 99"),
+        (["label=[]"], "label: the list is empty"),
         (["label=cat"], "label: there is no class 'cat'"),
         (["n=0"], "n: must be >= 1"),
         (["steps=0"], "steps: must be >= 1"),
@@ -220,6 +221,16 @@ def hostile(run: Path, folder: Path, change: dict[str, object]) -> Path:
         ({"network": {"_target_": "os.system"}}, "name"),
         ({"network": {"name": "theirs"}, "plugins": ["./theirs.py"]}, "theirs"),
         ({"process": {"name": "gaussian", "schedule": 3}}, "schedule"),
+        ({"seed": None}, "seed is None"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"objective": ["drop"]}, "objective is"),
+        ({"dataset": "digits"}, "dataset `None`"),
+        ({"sampler": None}, "sampler: expected a component"),
+        ({"guidance": [5]}, "guidance: expected a component"),
+        (
+            {"process": {"name": "gaussian", "schedule": {"name": "vp", "floor": 2}}},
+            "floor",
+        ),
     ],
 )
 def test_a_checkpoint_never_causes_code_to_be_imported(

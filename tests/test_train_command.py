@@ -94,6 +94,33 @@ def test_other_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         train.run(tiny(out="run"), [])
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "code"),
+    [
+        ("config.yaml", "trainer: 5", 2),
+        ("config.yaml", "a: &a [*a]", 2),
+        ("status.json", '{"step": "x", "status": "complete"}', 0),
+        ("metrics.jsonl", '{"loss": 1}\n5\n', 0),
+    ],
+)
+def test_a_spoilt_file_of_a_run_is_no_bug(name: str, text: str, code: int) -> None:
+    out = Path("spoilt")
+    train.run(tiny(out=str(out)), [])
+    (out / name).write_text(text)
+    longer = tiny(out=str(out), trainer={"steps": 13})
+    if code:
+        with pytest.raises(ConfigError, match=name):
+            train.run(longer, [])
+    else:
+        train.run(longer, [])
+
+
+def test_a_file_is_no_run_folder() -> None:
+    Path("file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        train.run(tiny(out="file"), [])
+
+
 def test_one_run_at_a_time() -> None:
     train.run(tiny(out="run", trainer={"steps": 4}), [])
     with (

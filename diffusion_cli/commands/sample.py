@@ -34,7 +34,6 @@ def run(values: Config, overrides: list[str]) -> float | None:
         found = checkpoint.load(values["ckpt"])
         kind = _dataset(found)
         device = devices.choose(values["device"])
-        classes = labels(values["label"], found.spec, found.config)
         built = rebuild(
             found,
             sampler=values["sampler"],
@@ -45,6 +44,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
             device=device,
             network_precision=values["precision"],
         )
+        classes = labels(values["label"], found.spec, found.config)
         devices.tune(device, deterministic=False)
         request = _request(found, values, built, device)
         folder = _folder(found, values, request)
@@ -55,7 +55,8 @@ def run(values: Config, overrides: list[str]) -> float | None:
 
 def _dataset(found: checkpoint.Checkpoint) -> Any:
     """The class of the data the model was trained on; the data itself is not opened."""
-    name = (found.config.get("dataset") or {}).get("name")
+    node = found.config.get("dataset")
+    name = node.get("name") if isinstance(node, dict) else None
     if name not in datasets.names():
         message = f"{found.folder}: uses dataset `{name}`, which is not installed"
         hint = f"plugins=[...]{near(str(name), datasets.names())}"

@@ -36,6 +36,7 @@ class AdamW(torch.optim.AdamW):
         weight_decay: float = 0.01,
     ) -> None:
         _check(lr, weight_decay, *betas)
+        require(eps >= 0, "eps", eps, ">= 0")
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
 
 
@@ -58,6 +59,7 @@ class Adam(torch.optim.Adam):
         weight_decay: float = 0.0,
     ) -> None:
         _check(lr, weight_decay, *betas)
+        require(eps >= 0, "eps", eps, ">= 0")
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
 
 
