@@ -131,7 +131,9 @@ class Heun(Sampler):
         if ratio.isinf() or not self.window[0] <= ratio <= self.window[1]:
             return x, t  # infinite noise cannot be raised
         more = ratio * (1 + min(self.churn / self.steps, math.sqrt(2) - 1))
-        later = process.schedule.time(more)
-        spread = self.churn_noise * (more**2 - ratio**2).sqrt()
+        later = process.schedule.time(more)  # a table ends at t = 1
+        b = process.schedule(later)
+        added = ((b.sigma / b.alpha) ** 2 - ratio**2).clamp(min=0)
+        spread = self.churn_noise * added.sqrt()
         normal = rng.child("churn").normal(x.shape, x.dtype)
-        return process.schedule(later).alpha * (x / k.alpha + spread * normal), later
+        return b.alpha * (x / k.alpha + spread * normal), later
