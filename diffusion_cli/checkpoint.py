@@ -7,7 +7,6 @@ of model, ema-<half-life>, optimizer, objective.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from diffusion_cli import artifact, failpoints
 from diffusion_cli.core import Spec
 from diffusion_cli.errors import CheckpointError
+from diffusion_cli.runs import find
 from diffusion_cli.settings import Keep
 
 FORMAT = 1
@@ -129,7 +129,7 @@ def newest(folder: Path, *, aside: bool = False) -> Checkpoint | None:
 
 def load(path: str | Path) -> Checkpoint:
     """A checkpoint, a run's newest one, or that of the run whose name begins so."""
-    place = _find(str(path))
+    place = find(str(path))
     if (place / "checkpoints").is_dir():
         found = newest(place / "checkpoints")
         if found is None:
@@ -263,32 +263,6 @@ def _serialised(tensors: Tensors) -> Iterator[bytes | memoryview]:
         data = flat.view(torch.uint8).numpy().data
         for begin in range(0, len(data), _CHUNK):
             yield data[begin : begin + _CHUNK]
-
-
-def _find(text: str) -> Path:
-    place = Path(text).expanduser()
-    if place.is_file():
-        message = f"{place}: is a file, not a checkpoint folder; pickles are never read"
-        raise CheckpointError(
-            message, "name a run or a checkpoint folder", "CKPT-UNSAFE"
-        )
-    if (place / "manifest.json").exists() or (place / "checkpoints").is_dir():
-        return place
-    runs = [path for path in Path("runs").glob("*") if (path / "checkpoints").is_dir()]
-    start = text.removeprefix("runs/")
-    matches = [path for path in runs if path.name.startswith(start)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        names = ", ".join(sorted(path.name for path in matches)[:5])
-        raise CheckpointError(f"ckpt: `{text}` could be {names}", f"ckpt={matches[0]}")
-    if place.is_dir():
-        return place  # what it lacks is told where it is read
-    near = difflib.get_close_matches(place.name, [path.name for path in runs], 3, 0.3)
-    tail = "; nearest: " + ", ".join(f"runs/{name}" for name in near) if near else ""
-    raise CheckpointError(
-        f"ckpt: there is no `{text}`{tail}", "ls runs", "CKPT-MISSING"
-    )
 
 
 def _unused(path: Path) -> Path:

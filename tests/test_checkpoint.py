@@ -130,6 +130,9 @@ def test_a_run_is_found_by_the_beginning_of_its_name(
     Path("moons").mkdir()  # a folder of that name which is no run changes nothing
     assert checkpoint.load("moons").folder.parent.parent.name == "moons-c3"
     assert checkpoint.load("runs/digits-a").step == 1
+    for name in ("rings-flow-00000001", "rings-00000002"):
+        save(Path("runs") / name / "checkpoints")
+    assert checkpoint.load("rings").folder.parent.parent.name == "rings-00000002"
     assert checkpoint.load("runs/digits-b2").step == 1
     with pytest.raises(CheckpointError, match="`digits` could be digits-a1, digits-b2"):
         checkpoint.load("digits")

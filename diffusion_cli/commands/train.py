@@ -85,8 +85,9 @@ def _complete(values: Config, folder: RunFolder) -> bool:
         return False
     if not checkpoint.steps(folder.checkpoints):
         return False
-    say(f"already complete at step {done}; to extend it:")
-    say(f"dcli train ... out={folder.path} trainer.steps=<more>")
+    say(f"already complete at step {done}")
+    if values["trainer"]["decay"] in ("constant", "inverse_sqrt"):
+        say(f"to extend it: ... out={folder.path} trainer.steps=<more>")
     _invite(folder.path)
     return True
 
@@ -270,6 +271,7 @@ class _Run:
     def _preview(self) -> None:
         """A picture of samples at fixed seeds, from the averaged weights."""
         step, spec = self.state.step, self.data.spec
+        say(f"drawing a preview, {self.parts.sampler.steps} steps")
         try:
             with self.state.averaged(), memory(f"preview at step {step}", ""):
                 x = preview(self.parts, self.config["seed"], self.device, self.stop)
