@@ -222,7 +222,7 @@ def _ranges(registry: Registry[Any], node: Config) -> list[ConfigError]:
     """What a constructor says, where it needs no value of the run."""
     from torch import nn, zeros
 
-    stand_ins = {"coupling": None, "params": [nn.Parameter(zeros(1))]}
+    stand_ins = {"coupling": None, "context": None, "params": [nn.Parameter(zeros(1))]}
     if not stand_ins.keys() >= set(registry.given):
         return []
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -64,11 +65,13 @@ class Posterior(ABC):
     """A belief q(x_0 | x_t). Denoisers return it, objectives score it, samplers use it.
 
     `mean` is E[x_0 | x_t] in the shape of x_0 (tokens: the expected one-hot), `var` is
-    Var[x_0 | x_t] per coordinate, 0 for a point.
+    Var[x_0 | x_t] per coordinate, 0 for a point. `tilt` is the gradient, in x_t, of a
+    log-weight on the next state: a step of variance V adds V tilt to its mean.
     """
 
     mean: Tensor
     var: Tensor | float = 0.0
+    tilt: Tensor | float = 0.0
 
     @abstractmethod
     def nll(self, x0: Tensor) -> Tensor:
@@ -89,6 +92,18 @@ class Posterior(ABC):
     def chunk(self, parts: int) -> tuple[Posterior, ...]:
         """Cut the batch into equal parts: the inverse of one batched evaluation."""
 
+    def around(self, mean: Tensor) -> Posterior:
+        """The same spread and tilt around another mean; tokens have no such thing."""
+        moved = copy(self)
+        moved.mean = mean
+        return moved
+
+    def tilted(self, gradient: Tensor) -> Posterior:
+        """The same belief with `gradient` added to its tilt."""
+        moved = copy(self)
+        moved.tilt = self.tilt + gradient
+        return moved
+
 
 @dataclass
 class Point(Posterior):
@@ -105,8 +120,8 @@ class Point(Posterior):
     def draw(self, rng: Rng) -> Tensor:
         return self.mean
 
-    def toward(self, other: Posterior, w: float | Tensor) -> Point:
-        return Point(self.mean + w * (other.mean - self.mean))
+    def toward(self, other: Posterior, w: float | Tensor) -> Posterior:
+        return self.around(self.mean + w * (other.mean - self.mean))
 
     def chunk(self, parts: int) -> tuple[Point, ...]:
         return tuple(Point(mean) for mean in self.mean.chunk(parts))
@@ -129,8 +144,8 @@ class Normal(Posterior):
         normal = rng.child("belief").normal(self.mean.shape, self.mean.dtype)
         return self.mean + self.var.sqrt() * normal
 
-    def toward(self, other: Posterior, w: float | Tensor) -> Normal:
-        return Normal(self.mean + w * (other.mean - self.mean), self.var)
+    def toward(self, other: Posterior, w: float | Tensor) -> Posterior:
+        return self.around(self.mean + w * (other.mean - self.mean))
 
     def chunk(self, parts: int) -> tuple[Normal, ...]:
         var = self.var.expand_as(self.mean).chunk(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -21,10 +21,14 @@ class Denoiser(nn.Module, ABC):
     process: Process
     needs: type[Process] = Process  # what a guidance asks of the process
     labelled: bool = False  # whether a guidance asks for labels that can be left out
+    tilts: bool = False  # whether it only acts on steps that draw: `Posterior.tilt`
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
-        """q(x_0 | x_t); `t` is () or (B,), conditions have one row per sample."""
+        """q(x_0 | x_t); `t` is () or (B,), conditions have one row per sample.
+
+        A sampling command binds `rows` too, the index of every sample: int64 (B,).
+        """
 
     def given(self, **cond: Tensor) -> Denoiser:
         """The same belief with conditions bound, so that samplers never see them."""
@@ -62,7 +66,9 @@ class Model(Denoiser):
         self.parametrisation, self.spec = parametrisation, spec
         self.around: Callable[[], AbstractContextManager[object]] = nullcontext
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
+    def forward(
+        self, x: Tensor, t: Tensor, rows: Tensor | None = None, **cond: Tensor
+    ) -> Posterior:
         return self.parametrisation.posterior(
             self.output(x, t, **cond), x, t, self.process
         )
@@ -78,3 +84,26 @@ class Model(Denoiser):
             out = self.network(scaled, level, **cond)
         precision = x.dtype if x.is_floating_point() else torch.float32
         return out.to(precision)  # type: ignore[no-any-return]
+
+
+class Context(ABC):
+    """What a part may ask of the place where it is built; `ConfigError` if it is not.
+
+    Guidance, grids and metrics name it in their constructors (`context`).
+    """
+
+    @abstractmethod
+    def model(self, run: str) -> Model:
+        """The trained, frozen model of a run, with its averaged weights."""
+
+    @abstractmethod
+    def samples(self, path: str) -> Tensor:
+        """Clean samples from a file or a folder, (N, ...) in the range of the data."""
+
+    @abstractmethod
+    def fitted(self, name: str) -> Mapping[str, Tensor]:
+        """What `dcli fit` found for the weights at hand, by name."""
+
+    @abstractmethod
+    def recorded(self, name: str) -> Tensor:
+        """A buffer of the objective as training left it."""

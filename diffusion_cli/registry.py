@@ -108,11 +108,14 @@ class Registry(Generic[T]):
         return {"name": node["name"], **values}, errors
 
     def build(self, node: Node, **given: Any) -> T:
-        """Build a checked node; nested nodes first. A bad range is a `ConfigError`."""
+        """Build a checked node; nested nodes first. A bad range is a `ConfigError`.
+
+        Given values reach every constructor that names them, nested ones too.
+        """
         cls: Callable[..., T] = self[node["name"]]
         types: dict[str, Any] = hints(cls)
         own = {key: value for key, value in node.items() if key != "name"}
-        values = {key: _construct(value, types.get(key)) for key, value in own.items()}
+        values = {key: _construct(own[key], types.get(key), given) for key in own}
         wanted = inspect.signature(cls).parameters
         passed = {key: value for key, value in given.items() if key in wanted}
         try:
@@ -194,10 +197,10 @@ def _role(annotation: Any) -> Registry[Any] | None:
     )
 
 
-def _construct(value: Any, annotation: Any) -> Any:
+def _construct(value: Any, annotation: Any, given: Mapping[str, Any]) -> Any:
     role = _role(annotation)
     if role and isinstance(value, Mapping):
-        return role.build(value)
+        return role.build(value, **given)
     return tuple(value) if isinstance(value, list) else value
 
 

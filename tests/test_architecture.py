@@ -62,6 +62,7 @@ ARROWS = {
     "objectives": {"denoiser", "processes", "couplings"},
     "guidance": {"denoiser", "processes"},
     "samplers": {"denoiser", "processes"},
+    "metrics": {"denoiser", "processes"},
     "denoiser.py": {"networks", "parametrisations", "processes"},
 }
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.core import Spec
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.registry import Registry
 from diffusion_cli.rng import Rng
 
@@ -50,6 +51,11 @@ class Dataset(ABC):
     @abstractmethod
     def save(cls, x: Tensor, spec: Spec, folder: Path, first: int) -> None:
         """Write samples as files numbered from `first`; needs no data set on disk."""
+
+    @classmethod
+    def load(cls, path: Path, spec: Spec) -> Tensor:
+        """What `save` wrote, or files like it: clean samples (N, ...) (`DataError`)."""
+        raise ConfigError(f"{path}: this data set cannot read samples back")
 
     @classmethod
     @abstractmethod

@@ -6,5 +6,5 @@ from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.registry import Registry
 
 guidances: Registry[Denoiser] = Registry(
-    "guidance", Denoiser, __name__, given=("denoiser",)
+    "guidance", Denoiser, __name__, given=("denoiser", "context")
 )

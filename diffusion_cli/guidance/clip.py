@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from diffusion_cli.core import Point, Posterior
+from diffusion_cli.core import Posterior
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.guidance import guidances
 from diffusion_cli.processes.affine import Affine
@@ -37,5 +37,6 @@ class Clip(Denoiser):
         self.process = denoiser.process
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
-        q = self.inner(x, t, **cond)
-        return Point(q.mean.clamp(self.low, self.high))
+        q: Posterior = self.inner(x, t, **cond)
+        mean = q.mean.clamp(self.low, self.high)
+        return q.around(mean)

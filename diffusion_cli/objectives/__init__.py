@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -17,11 +17,15 @@ class Objective(nn.Module, ABC):
     """A loss per sample. Buffers are state and travel in the checkpoint."""
 
     needs: type[Process] = Process
+    about: Literal["x0", "label"] = "x0"  # what it teaches the model to know
     reference: int = 0  # extra samples per step, drawn by their own stream
 
     @abstractmethod
     def forward(self, model: Model, x0: Tensor, rng: Rng, **cond: Tensor) -> Tensor:
         """Losses of shape (B,), float32; the times it drew stay in `self.times`."""
+
+    def observe(self, process: Process, t: Tensor, losses: Tensor) -> None:  # optional
+        """Learn from a whole step: its times and losses, (B,) each, however split."""
 
 
 class Weight(ABC):
@@ -47,8 +51,8 @@ class TimeLaw(nn.Module, ABC):
         """Importance weight that undoes the law's preference; 1 where none is meant."""
         return 1.0
 
-    def observe(self, t: Tensor, loss: Tensor) -> None:  # optional
-        """Learn from the losses (B,) at times (B,); for laws that follow the loss."""
+    def observe(self, process: Process, t: Tensor, losses: Tensor) -> None:  # optional
+        """Learn from the losses (B,) of a whole step at times (B,), uncorrected."""
 
 
 objectives: Registry[Objective] = Registry(

@@ -55,6 +55,7 @@ class Denoise(Objective):
         weight = self.weight(process, t) * self.time.correction(t)
         losses = weight.float() * q.nll(x0).flatten(1).mean(1)
         self.times = t
-        if self.training:
-            self.time.observe(t, losses.detach())
         return losses  # type: ignore[no-any-return]
+
+    def observe(self, process: Process, t: Tensor, losses: Tensor) -> None:
+        self.time.observe(process, t, losses / self.time.correction(t))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -16,13 +16,17 @@ class Parametrisation(ABC):
     """What a network sees of (x_t, t), and what its output F says about x_0."""
 
     needs: ClassVar[type[Process]] = Process
+    about: ClassVar[Literal["x0", "label"]] = "x0"  # what its belief is about
 
     def fits(self, process: Process) -> str | None:
         """Why this reading is not defined for `process`, or None."""
         return None
 
     def out(self, state: Spec) -> tuple[int, ...]:
-        """Shape of the network's output for one sample; by default the state's."""
+        """Shape of the network's output for one sample; by default the state's.
+
+        A second read-out doubles the first size: networks give it a head of its own.
+        """
         return state.shape
 
     @abstractmethod

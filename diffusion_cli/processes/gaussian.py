@@ -22,7 +22,8 @@ class Gaussian(Diffusion):
     k   = sqrt(sigma_s^2 - v) / sigma_t
 
     eta = 1 is DDPM's small variance, eta = 0 is DDIM; a belief with a variance adds the
-    optimal reverse variance. At s = 0 the mean is taken, or a draw.
+    optimal reverse variance, a tilted one moves the mean by variance times tilt. At
+    s = 0 the mean is taken, or a draw.
 
     Reference: Ho et al. 2020, eq. 7, arXiv:2006.11239; Song et al. 2021, eq. 12,
         arXiv:2010.02502; Bao et al. 2022, eq. 7, arXiv:2201.06503.
@@ -54,4 +55,4 @@ class Gaussian(Diffusion):
         if deterministic or (final == "mean" and bool((s == 0).all())):
             return mean
         normal = rng.child("reverse").normal(x.shape, x.dtype)
-        return mean + variance.clamp(min=0).sqrt() * normal
+        return mean + variance * q.tilt + variance.clamp(min=0).sqrt() * normal

@@ -31,8 +31,9 @@ class Sampler(ABC):
     last step ends at exactly t = 0.
     """
 
-    steps: int
+    steps: int = 0  # 0: it chooses its own
     order: int = 1  # claimed order of convergence; tested
+    draws: bool = False  # whether its steps are the process's own and have a variance
 
     @property
     def needs(self) -> type[Process]:
@@ -43,10 +44,14 @@ class Sampler(ABC):
         """Number of denoiser calls in `steps` steps."""
         return steps
 
+    def counted(self) -> dict[str, int]:
+        """What else it counted so far, such as rejected steps."""
+        return {}
+
     @abstractmethod
     def trajectory(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Iterator[Tensor]:
         """Yield the state after every step, from x_1 = `x`; `rng` has a row each."""
 
 
-grids: Registry[Grid] = Registry("grid", Grid, __name__)
+grids: Registry[Grid] = Registry("grid", Grid, __name__, given=("context",))
 samplers: Registry[Sampler] = Registry("sampler", Sampler, __name__)
