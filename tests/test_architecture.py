@@ -61,8 +61,8 @@ ARROWS = {
     "optimizers": set(),
     "objectives": {"denoiser", "processes", "couplings"},
     "guidance": {"denoiser", "processes"},
-    "samplers": {"denoiser", "processes"},
-    "metrics": {"denoiser", "processes"},
+    "samplers": {"denoiser", "odes", "processes"},
+    "metrics": {"denoiser", "odes", "processes"},
     "denoiser.py": {"networks", "parametrisations", "processes"},
 }
 
