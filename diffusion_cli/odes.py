@@ -35,7 +35,7 @@ def integrate(
 
     Args:
         field: dy/dt at `t` of shape (); returns what `y` looks like.
-        y: The state at `times[0]`, best in float64, as tight tolerances stall in float32.
+        y: The state at `times[0]`; float64, as tight tolerances stall in float32.
         times: Rising or falling, (N,).
         rtol: Relative tolerance.
         atol: Absolute tolerance.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -111,3 +112,78 @@ class Finite(Denoiser):
         spread = k.sigma if k.sigma.ndim == 0 else k.sigma.reshape(-1, 1)
         weights = (-gaps.square().sum(-1) / (2 * spread**2)).softmax(-1)
         return Point((weights @ self.points.flatten(1)).reshape(x.shape))
+
+
+class Mixture(Denoiser):
+    """A mixture of isotropic normals, FIX-M: sum_k w_k N(mu_k, s2_k I).
+
+    weights (K,), means (K, D), variances (K,) or a number; states are (B, D). With
+    `spread` the belief has the exact posterior variance of every coordinate.
+    """
+
+    def __init__(
+        self,
+        process: Affine,
+        weights: Tensor,
+        means: Tensor,
+        variances: float | Tensor,
+        spread: bool = False,
+    ) -> None:
+        super().__init__()
+        self.process: Affine = process
+        self.weights = weights.double() / weights.double().sum()
+        self.means = means.double()
+        self.variances = torch.as_tensor(variances).double().expand(len(means))
+        self.spread = spread
+
+    def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """alpha, sigma^2, x - alpha mu_k, variance, log of weight times density."""
+        k = self.process.schedule(t)
+        alpha, noise = (
+            k.alpha.reshape(-1, 1),
+            k.sigma.reshape(-1, 1) ** 2,
+        )  # (B or 1, 1)
+        v = alpha**2 * self.variances + noise  # (B or 1, K)
+        gaps = x.double()[:, None] - alpha[..., None] * self.means  # (B, K, D)
+        size = self.means.shape[1]
+        logs = -gaps.square().sum(-1) / (2 * v) - size / 2 * (2 * math.pi * v).log()
+        return alpha, noise, gaps, v, self.weights.log() + logs
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
+        alpha, noise, gaps, v, logs = self._parts(x, t)
+        share = logs.softmax(1)[..., None]  # (B, K, 1)
+        means = self.means + (alpha * self.variances / v)[..., None] * gaps
+        mean = (share * means).sum(1)
+        if not self.spread:
+            return Point(mean.to(x.dtype))
+        within = (self.variances * noise / v)[..., None]
+        var = (share * (within + (means - mean[:, None]).square())).sum(1)
+        return Normal(mean.to(x.dtype), var.to(x.dtype))
+
+    def logp(self, x: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x) in nats, (B,) float64."""
+        return self._parts(x, t)[-1].logsumexp(1)
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """grad log p_t(x), (B, D) float64."""
+        *_, gaps, v, logs = self._parts(x, t)
+        return -(logs.softmax(1)[..., None] * gaps / v[..., None]).sum(1)
+
+    def cdf(self, x: Tensor, t: Tensor) -> Tensor:
+        """The distribution function of x_t in one dimension, (B,): FIX-Q."""
+        *_, gaps, v, _ = self._parts(x, t)
+        return torch.special.ndtr(gaps[..., 0] / v.sqrt()) @ self.weights
+
+    def sample(self, n: int, rng: Rng) -> Tensor:
+        """n clean samples, (n, D) float64; `rng` has a row each."""
+        pick = rng.child("component").uniform((n, 1))
+        which = (pick > self.weights.cumsum(0)).sum(1).clamp(max=len(self.means) - 1)
+        normal = rng.child("within").normal((n, self.means.shape[1]), torch.float64)
+        return self.means[which] + self.variances[which, None].sqrt() * normal
+
+
+def eight(process: Affine, spread: bool = False) -> Mixture:
+    """Eight normals on a circle, of standard deviation 0.1."""
+    angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = torch.stack((angle.cos(), angle.sin()), 1)
+    return Mixture(process, torch.ones(8), means, 0.01, spread)
