@@ -15,12 +15,12 @@ import torch
 from diffusion_cli.core import Spec
 from diffusion_cli.couplings import couplings
 from diffusion_cli.datasets import Dataset, datasets
-from diffusion_cli.denoiser import Denoiser, Model
+from diffusion_cli.denoiser import Context, Denoiser, Model
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.guidance import guidances
 from diffusion_cli.networks import networks
 from diffusion_cli.objectives import Objective, objectives
-from diffusion_cli.parametrisations import parametrisations
+from diffusion_cli.parametrisations import Parametrisation, parametrisations
 from diffusion_cli.processes import Flow, Process, processes
 from diffusion_cli.processes.affine import Affine, Diffusion
 from diffusion_cli.registry import check_call
@@ -45,6 +45,11 @@ class Parts:
     sampler: Sampler
     denoiser: Denoiser  # the model inside its guidance
 
+    @property
+    def draws(self) -> bool:
+        """Whether the model knows what to draw; a classifier does not."""
+        return self.model.parametrisation.about == "x0"
+
 
 def dataset(config: Config) -> Dataset:
     """The data set of a run, not yet prepared."""
@@ -59,7 +64,9 @@ def spec_of(config: Config) -> Spec:
     return data.spec
 
 
-def parts(config: Config, spec: Spec, device: str = "cpu") -> Parts:
+def parts(
+    config: Config, spec: Spec, device: str = "cpu", context: Context | None = None
+) -> Parts:
     """Everything, built and checked part against part; all findings at once."""
     found: list[ConfigError] = []
 
@@ -76,15 +83,38 @@ def parts(config: Config, spec: Spec, device: str = "cpu") -> Parts:
     else:
         process = built.process
     loss = attempt(lambda: objective(config, process, spec)) if process else None
-    walk = attempt(lambda: sampler(config["sampler"], process)) if process else None
-    guide = (
-        attempt(lambda: guided(built, config.get("guidance"), config))
-        if built
-        else None
-    )
+    node, guides = config["sampler"], config.get("guidance")
+    walk = attempt(lambda: sampler(node, process, context=context)) if process else None
+    guide = attempt(lambda: guided(built, guides, config, context)) if built else None
+    if loss and built:
+        attempt(lambda: _agree(loss, built.parametrisation, config))
+    if walk and guide:
+        attempt(lambda: harmonious(walk, guide, node["name"]))
     if found or not (built and loss and walk and guide):
         raise found[0] if len(found) == 1 else ConfigError("", more=found)
     return Parts(built, loss, walk, guide)
+
+
+def _agree(loss: Objective, reading: Parametrisation, config: Config) -> None:
+    """Refuse an objective that teaches something else than the model tells."""
+    if loss.about != reading.about:
+        names = config["objective"]["name"], config["parametrisation"]["name"]
+        hint = "objective=classify parametrisation=classes for a classifier"
+        raise ConfigError(
+            f"objective: `{names[0]}` teaches the {loss.about}, parametrisation "
+            f"`{names[1]}` tells the {reading.about}",
+            hint,
+        )
+
+
+def harmonious(walk: Sampler, denoiser: Denoiser, name: str) -> None:
+    """Refuse guidance that moves the mean of a draw where the sampler draws nothing."""
+    if denoiser.tilts and not walk.draws:
+        raise ConfigError(
+            f"guidance: form=mean moves the mean of a draw; sampler `{name}` draws "
+            "nothing of its own",
+            "guidance.form=score, or sampler=ancestral",
+        )
 
 
 def model(config: Config, spec: Spec, device: str = "cpu") -> Model:
@@ -97,9 +127,7 @@ def model(config: Config, spec: Spec, device: str = "cpu") -> Model:
             "dcli list process",
         )
     reading = parametrisations.build(config["parametrisation"])
-    _demand(
-        "parametrisation", config["parametrisation"]["name"], reading.needs, process
-    )
+    demand("parametrisation", config["parametrisation"]["name"], reading.needs, process)
     if reason := reading.fits(process):
         name = config["parametrisation"]["name"]
         raise ConfigError(
@@ -118,7 +146,7 @@ def objective(config: Config, process: Process, spec: Spec) -> Objective:
     """The objective with its coupling, checked against the process and the labels."""
     node = config["objective"]
     built = objectives.build(node, coupling=couplings.build(config["coupling"]))
-    _demand("objective", node["name"], built.needs, process)
+    demand("objective", node["name"], built.needs, process)
     if node.get("drop") and not spec.classes:
         raise ConfigError(
             f"objective.drop: must be 0 for data without labels, got {node['drop']}",
@@ -128,7 +156,11 @@ def objective(config: Config, process: Process, spec: Spec) -> Objective:
 
 
 def sampler(
-    node: Config, process: Process, steps: int | None = None, nfe: int | None = None
+    node: Config,
+    process: Process,
+    steps: int | None = None,
+    nfe: int | None = None,
+    context: Context | None = None,
 ) -> Sampler:
     """The sampler, with `steps` or as many steps as `nfe` denoiser calls allow."""
     name = node["name"]
@@ -136,14 +168,15 @@ def sampler(
         raise ConfigError(f"steps: sampler `{name}` chooses its own", "leave it out")
     if steps:
         node = {**node, "steps": steps}
-    built = samplers.build(node)
+    built = samplers.build(node, context=context)
     if nfe:
         fitting = [n for n in range(1, nfe + 1) if built.calls(n) <= nfe]
         if not fitting:
             least = built.calls(1)
             raise ConfigError(f"nfe: `{name}` needs at least {least} calls, got {nfe}")
-        built = samplers.build({**node, "steps": fitting[-1]})
-    _demand("sampler", name, built.needs, process, "try sampler=ancestral")
+        node = {**node, "steps": fitting[-1]}
+        built = samplers.build(node, context=context)
+    demand("sampler", name, built.needs, process, "try sampler=ancestral")
     how = getattr(built, "how", {})
     step = type(process).reverse
     own = ("self", "q", "x", "t", "s", "rng")
@@ -151,7 +184,7 @@ def sampler(
     if errors:
         raise ConfigError("", more=errors)
     if grid := getattr(built, "grid", None):
-        _demand("sampler.grid", node["grid"]["name"], grid.needs, process)
+        demand("sampler.grid", node["grid"]["name"], grid.needs, process)
         try:
             grid(process, built.steps)
         except ValueError as error:
@@ -160,13 +193,16 @@ def sampler(
 
 
 def guided(
-    model: Model, nodes: Config | Sequence[Config] | None, config: Config
+    model: Model,
+    nodes: Config | Sequence[Config] | None,
+    config: Config,
+    context: Context | None = None,
 ) -> Denoiser:
     """The model inside its guidance, the first node innermost; `config` trained it."""
     denoiser: Denoiser = model
     for node in [nodes] if isinstance(nodes, Mapping) else nodes or []:
         cls = guidances[node["name"]]
-        _demand("guidance", node["name"], cls.needs, denoiser.process)
+        demand("guidance", node["name"], cls.needs, denoiser.process)
         if cls.labelled and not model.spec.classes:
             raise ConfigError(
                 f"guidance: `{node['name']}` needs labels; the model is unconditional",
@@ -177,7 +213,9 @@ def guided(
                 f"guidance: `{node['name']}` needs training with objective.drop > 0",
                 "dcli train ... objective.drop=0.1",
             )
-        denoiser = guidances.build(node, denoiser=denoiser)
+        inner = denoiser
+        denoiser = guidances.build(node, denoiser=inner, context=context)
+        denoiser.tilts = denoiser.tilts or inner.tilts
     return denoiser
 
 
@@ -185,7 +223,7 @@ def _name(process: Process) -> str:
     return processes.name_of(process)
 
 
-def _demand(
+def demand(
     where: str, name: str, need: type[Process], process: Process, hint: str = ""
 ) -> None:
     """Refuse a part that needs more than the process offers."""

@@ -12,16 +12,13 @@ import json
 import logging
 import re
 import shutil
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffusion_cli import artifact, failpoints
+from diffusion_cli import artifact, failpoints, tensorfile
 from diffusion_cli.core import Spec
 from diffusion_cli.errors import CheckpointError
 from diffusion_cli.runs import find
@@ -30,20 +27,6 @@ from diffusion_cli.settings import Keep
 FORMAT = 1
 _log = logging.getLogger(__name__)
 _FOLDER = re.compile(r"step_(\d{8,})")
-_LARGEST_HEADER = 16 << 20
-_CHUNK = 8 << 20
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 Tensors = Mapping[str, Tensor]
 
 
@@ -65,7 +48,7 @@ def save(
     """
     target = folder / f"step_{step:08d}"
     files: dict[str, artifact.Content] = {
-        f"{name}.safetensors": lambda group=group: _serialised(group)  # type: ignore[misc]
+        f"{name}.safetensors": lambda group=group: tensorfile.content(group)  # type: ignore[misc]
         for name, group in tensors.items()
         if group
     }
@@ -164,6 +147,12 @@ class Checkpoint:
             raise artifact.broken(folder, f"manifest.json lacks {error}") from error
 
     @property
+    def home(self) -> Path:
+        """The folder of the run; the checkpoint's own if it lies alone."""
+        inside = self.folder.parent.name == "checkpoints"
+        return self.folder.parent.parent if inside else self.folder
+
+    @property
     def hash(self) -> str:
         """A short name for the weights, the same for the same bits."""
         kinds = [name for name in self.files if name.startswith(("model.", "ema-"))]
@@ -179,18 +168,8 @@ class Checkpoint:
 
         They are mapped from the file: copy before changing them.
         """
-        path = self.folder / f"{name}.safetensors"
-        if path.name not in self.files:
-            return {}
-        with path.open("rb") as file:
-            head = file.read(8)
-        if len(head) < 8 or struct.unpack("<Q", head)[0] > _LARGEST_HEADER:
-            raise artifact.broken(self.folder, f"{path.name} has no sound header")
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}
-        except SafetensorError as error:
-            raise artifact.broken(self.folder, f"{path.name}: {error}") from error
+        file = f"{name}.safetensors"
+        return tensorfile.read(self.folder / file) if file in self.files else {}
 
     def weights(self, which: str = "ema") -> dict[str, Tensor]:
         """The tensors of the model: `raw`, `ema-<half-life>`, or `ema`, the first."""
@@ -236,33 +215,6 @@ def fill(module: nn.Module, tensors: Tensors, where: str) -> None:
         message = f"{where}: the model differs from the checkpoint\n  {shown}{more}"
         raise CheckpointError(message, "choose the same network", "CKPT-MISMATCH")
     module.load_state_dict(dict(tensors))
-
-
-def _serialised(tensors: Tensors) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file: length, JSON header, data; tensor by tensor.
-
-    Wide types first, so that every tensor is aligned; then by name: equal tensors make
-    equal bytes, whatever order they came in.
-    """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {}
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
-    yield struct.pack("<Q", len(text)) + text
-    for name in order:
-        flat = tensors[name].detach().cpu().contiguous().flatten()
-        data = flat.view(torch.uint8).numpy().data
-        for begin in range(0, len(data), _CHUNK):
-            yield data[begin : begin + _CHUNK]
 
 
 def _unused(path: Path) -> Path:

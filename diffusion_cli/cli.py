@@ -92,17 +92,26 @@ def _command(verb: str) -> Any:
     return importlib.import_module(f"diffusion_cli.commands.{verb}").run
 
 
-def _rewrite(word: str) -> str:
-    """`exp=x` appends the recipe; an argument of a component is checked by its class.
+def _rewrite(word: str, sweep: bool) -> list[str]:
+    """What Hydra is told for a word.
 
-    Hydra knows the keys that a yaml lists, a signature knows all: with `++` the
-    signature has the word.
+    `exp=x` appends the recipe. `guidance=[a,b]`, or `guidance=a,b` outside a sweep, are
+    several nodes in order, each under its own name. An argument of a component is
+    checked by its class: Hydra knows the keys that a yaml lists, a signature knows all;
+    with `++` the signature has the word.
     """
-    from diffusion_cli.config import COMPONENTS
+    from diffusion_cli.config import COMPONENTS, STACKED
 
-    if word.startswith("exp="):
-        return f"+{word}"
-    return f"++{word}" if re.match(rf"({'|'.join(COMPONENTS)})\.[^=]+=", word) else word
+    key, _, value = word.partition("=")
+    if key == "exp":
+        return [f"+{word}"]
+    several = re.fullmatch(r"\[([\w ,/-]*)\]" if sweep else r"\[?([\w ,/-]*)\]?", value)
+    if key in STACKED and several and not re.fullmatch(r"[\w/-]+", value):
+        names = [name.strip() for name in several[1].split(",")]
+        nodes = [f"+{key}@{key}.{name}={name}" for name in names if name]
+        return [f"{key}=none", *nodes] if key == "guidance" else nodes
+    roles = "|".join((*COMPONENTS, *STACKED))
+    return [f"++{word}" if re.fullmatch(rf"({roles})\.[^=]+", key) else word]
 
 
 class _Left(BaseException):
@@ -146,7 +155,7 @@ class _Jobs:
     def _command(
         self, cfg: DictConfig, choices: dict[str, str], overrides: list[str]
     ) -> float | None:
-        from diffusion_cli import config
+        from diffusion_cli import config, identity
 
         kind = VERBS[self.verb].config
         try:
@@ -158,7 +167,7 @@ class _Jobs:
                 blame(error, choices["exp"], overrides)
             raise
         if kind == "train":
-            values["name"] = values["name"] or config.title(choices)
+            values["name"] = values["name"] or identity.title(choices)
         command = _command(self.verb)
         gc.enable()
         return command(values, overrides)  # type: ignore[no-any-return]
@@ -179,7 +188,9 @@ def _compose(verb: str, words: list[str]) -> int:
     Plugins.instance().register(config.PluginConfigs)
     parser = get_args_parser()
     parser.error = _usage_error  # type: ignore[method-assign, assignment]
-    words = _options_first([_rewrite(word) for word in words])
+    sweep = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words))
+    rewritten = [each for word in words for each in _rewrite(word, sweep)]
+    words = _options_first(rewritten)
     if parser.parse_args(words).experimental_rerun:
         raise ConfigError("--experimental-rerun: not supported, it reads a pickle")
     jobs = _Jobs(verb)

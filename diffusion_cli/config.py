@@ -7,15 +7,12 @@ ranges. Each storey reports all that it finds at once.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import pkgutil
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -25,9 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 import diffusion_cli
 from diffusion_cli import plugins
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.identity import dotted
 from diffusion_cli.registry import ROLES, Registry, check_call, near
 from diffusion_cli.settings import (
+    EvalSettings,
     Every,
+    FitSettings,
     Keep,
     RunSettings,
     SampleSettings,
@@ -47,24 +47,24 @@ COMPONENTS = (
     "optimizer",
 )
 GROUPS = {"trainer": TrainerSettings, "every": Every, "checkpoint": Keep}
-# Keys that say how a run is executed, not which run it is: free to change at a resume.
-EXECUTION = (
-    "out",
-    "name",
-    "every",
-    "device",
-    "dataset.root",
-    "dataset.cache",
-    "trainer.devices",
-    "trainer.micro_batch",
-    "trainer.recompute",
-    "trainer.compile",
-    "trainer.time_limit",
-    "trainer.workers",
-    "plugins",
-    "fresh",
-    "checkpoint",
-)
+
+
+class Keys(NamedTuple):
+    """What the config of a verb holds."""
+
+    top: Any  # the dataclass of its own keys
+    groups: Mapping[str, Any] = {}  # dataclasses of nested keys
+    roles: tuple[str, ...] = ()  # components
+    laid_over: bool = True  # components may be left out, or only some of their keys
+
+
+VERBS = {
+    "train": Keys(RunSettings, GROUPS, COMPONENTS, laid_over=False),
+    "sample": Keys(SampleSettings, roles=("sampler", "guidance")),
+    "eval": Keys(EvalSettings, roles=("dataset", "sampler", "guidance", "metric")),
+    "fit": Keys(FitSettings, roles=("dataset",)),
+}
+STACKED = ("guidance", "metric")  # several nodes, in order
 
 
 def folder() -> Path:
@@ -103,16 +103,9 @@ def read(path: Path) -> Config:
     return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
 
 
-def dotted(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as a flat one: `{"trainer.steps": 100}`."""
-    if isinstance(config, DictConfig):
-        config = OmegaConf.to_container(config)
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, Mapping) and value
-        name = f"{prefix}{key}"
-        flat |= dotted(value, f"{name}.") if nested else {name: value}
-    return flat
+def flat(config: DictConfig) -> dict[str, Any]:
+    """A composed config as a flat dictionary, interpolations and gaps as they stand."""
+    return dotted(OmegaConf.to_container(config))  # type: ignore[arg-type]
 
 
 def unknown(key: str, known: Iterable[str], verb: str) -> ConfigError:
@@ -144,12 +137,9 @@ def _raise(errors: list[ConfigError]) -> None:
 
 def _settings(config: Mapping[str, Any], verb: str) -> tuple[Config, list[ConfigError]]:
     """Storey one, free of torch: the keys that belong to no component."""
-    top = RunSettings if verb == "train" else SampleSettings
-    groups = GROUPS if verb == "train" else {}
-    nodes = COMPONENTS if verb == "train" else ("sampler", "guidance")
+    top, groups, nodes, _ = VERBS[verb]
     own = {key: value for key, value in config.items() if key not in (*groups, *nodes)}
-    extra = {} if verb == "train" else {"plugins": own.pop("plugins", [])}
-    known = [field.name for field in fields(top)] + [*nodes, *extra]
+    known = [field.name for field in fields(top)] + [*nodes]
     known += [f"{name}.{f.name}" for name, cls in groups.items() for f in fields(cls)]
     parts = dotted({key: config[key] for key in nodes if key in config})
     checked, errors = _dataclass(top, own, "", [*known, *parts], verb)
@@ -161,7 +151,7 @@ def _settings(config: Mapping[str, Any], verb: str) -> tuple[Config, list[Config
             continue
         checked[name], found = _dataclass(cls, values, f"{name}.", known, verb)
         errors += found
-    return checked | extra, errors
+    return checked, errors
 
 
 def _dataclass(
@@ -202,20 +192,36 @@ def _components(
     registries = roles()
     checked: Config = {}
     errors: list[ConfigError] = []
-    for role in COMPONENTS if verb == "train" else ("sampler", "guidance"):
+    for role in VERBS[verb].roles:
         node = config.get(role)
-        partial = verb == "sample" and isinstance(node, Mapping) and "name" not in node
-        if partial or (not node and (role == "guidance" or verb == "sample")):
-            checked[role] = node  # sample: keys to lay over the checkpoint's
+        if role in STACKED and not _partial(node):
+            node = stacked(node, empty=None if VERBS[verb].laid_over else [])
+        if VERBS[verb].laid_over and (node is None or _partial(node)):
+            checked[role] = node  # keys to lay over the checkpoint's
             continue
-        nodes = node if isinstance(node, list) and role == "guidance" else [node]
         bound = []
-        for each in nodes:
+        for each in node if isinstance(node, list) else [node]:
             values, found = registries[role].check(each, role)
             bound.append(values)
             errors += found or _ranges(registries[role], values)
-        checked[role] = bound if nodes is node else bound[0]
+        checked[role] = bound if isinstance(node, list) else bound[0]
     return checked, errors
+
+
+def _partial(node: Any) -> bool:
+    """Whether a node holds keys for another one: `{churn: 40}`, `{cfg: {scale: 3}}`."""
+    if not isinstance(node, Mapping) or not node or "name" in node:
+        return False
+    inner = [value for value in node.values() if isinstance(value, Mapping)]
+    return len(inner) < len(node) or any("name" not in each for each in inner)
+
+
+def stacked(node: Any, empty: Any) -> Any:
+    """The nodes of a role that takes several: `{cfg: {...}, clip: {...}}` as a list."""
+    if node is None:
+        return empty
+    several = isinstance(node, Mapping) and "name" not in node
+    return list(node.values()) if several else node
 
 
 def _ranges(registry: Registry[Any], node: Config) -> list[ConfigError]:
@@ -239,40 +245,6 @@ def _plain_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain_values(item) for item in value]
     return value
-
-
-def identity(config: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits of a checked config, execution keys left out."""
-    kept = {
-        key: _canonical(value)
-        for key, value in dotted(config).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in EXECUTION)
-    }
-    text = json.dumps(kept, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _canonical(value: Any) -> Any:
-    """1.0 is 1, whichever of them a signature's default says."""
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    whole = isinstance(value, float) and value.is_integer()
-    return int(value) if whole else value
-
-
-def run_folder(config: Mapping[str, Any]) -> Path:
-    """`out`, else `runs/<name>-<id>` under the current directory."""
-    if config["out"]:
-        return Path(config["out"])
-    name = config["name"] or f"{config['dataset']['name']}-{config['process']['name']}"
-    return Path("runs") / f"{name}-{identity(config)}"
-
-
-def title(choices: Mapping[str, str]) -> str:
-    """The name of a run: the chosen experiment's, else those of data and process."""
-    words = [choices["exp"]] if "exp" in choices else []
-    words = words or [choices[key] for key in ("dataset", "process") if key in choices]
-    return "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-") for word in words)
 
 
 def complete(config_name: str, line: str) -> list[str]:

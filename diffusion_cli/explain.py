@@ -6,7 +6,7 @@ import errno
 import re
 import traceback
 
-from diffusion_cli.config import COMPONENTS, dotted, unknown
+from diffusion_cli.config import COMPONENTS, flat, unknown
 from diffusion_cli.errors import ConfigError, DcliError, OutOfMemory, StorageError
 from diffusion_cli.registry import near
 
@@ -112,7 +112,7 @@ def _override(problem: Exception, verb: str) -> ConfigError:
         if parent is None:
             takes = f"`dcli {verb}` takes no `{match[1]}`"
             return ConfigError(f"{match[1]}: {takes}", f"dcli {verb} --help")
-        known = [*COMPONENTS, "exp", *dotted(parent._get_root())]
+        known = [*COMPONENTS, "exp", *flat(parent._get_root())]
         return unknown(match[1], known, verb)
     if match := re.search(r"Ambiguous value for argument '(([^=]+)=(.*))'", text):
         return ConfigError(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from diffusion_cli import assemble
 from diffusion_cli.artifact import broken
-from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.checkpoint import Checkpoint, load
 from diffusion_cli.core import Spec
-from diffusion_cli.denoiser import Denoiser, Model
+from diffusion_cli.datasets import Dataset, datasets
+from diffusion_cli.denoiser import Context, Denoiser, Model
+from diffusion_cli.derived import Derived
 from diffusion_cli.errors import CheckpointError, ConfigError
-from diffusion_cli.registry import ROLES, Node
+from diffusion_cli.registry import ROLES, Node, near
 from diffusion_cli.samplers import Sampler
 from diffusion_cli.trainer import autocast, memory, precision
 
@@ -53,6 +57,30 @@ def rebuild(
         network_precision: Precision of the network alone.
     """
     device = device or torch.device("cpu")
+    model = trained(found, weights, device, network_precision)
+    context = Place(kind(found), found.spec, device, found, weights)
+    if model.parametrisation.about != "x0":
+        message = f"ckpt: {found.home} is a classifier; it has nothing to draw"
+        hint = f"dcli sample ckpt=... guidance=classifier guidance.run={found.home}"
+        raise ConfigError(message, hint)
+    walk = laid_over("sampler", found, sampler)
+    guide = laid_over("guidance", found, guidance)
+    built = assemble.sampler(walk, model.process, steps, nfe, context)
+    if "steps" in walk:
+        walk = {**walk, "steps": built.steps}
+    denoiser = assemble.guided(model, guide, found.config, context).eval()
+    assemble.harmonious(built, denoiser, walk["name"])
+    return Rebuilt(model, built, denoiser, {"sampler": walk, "guidance": guide})
+
+
+def trained(
+    found: Checkpoint,
+    weights: str = "ema",
+    device: torch.device | None = None,
+    network_precision: str = "auto",
+) -> Model:
+    """The model of a checkpoint: frozen, in evaluation mode, on its device."""
+    device = device or torch.device("cpu")
     config = dict(found.config)
     for role in TRAINED:
         config[role] = _stored(found, role, config.get(role))
@@ -60,17 +88,69 @@ def rebuild(
     found.load_model(model, weights)
     model.to(device).eval().requires_grad_(False)
     model.around = autocast(device, precision(device, network_precision))
-    walk = _laid_over("sampler", found, sampler)
-    guide = _laid_over("guidance", found, guidance)
-    built = assemble.sampler(walk, model.process, steps, nfe)
-    if "steps" in walk:
-        walk = {**walk, "steps": built.steps}
-    return Rebuilt(
-        model,
-        built,
-        assemble.guided(model, guide, config).eval(),
-        {"sampler": walk, "guidance": guide},
-    )
+    return model
+
+
+def kind(found: Checkpoint) -> type[Dataset]:
+    """The class of the data the model was trained on; the data itself is not opened."""
+    node = found.config.get("dataset")
+    name = node.get("name") if isinstance(node, Mapping) else None
+    if name not in datasets.names():
+        message = f"{found.folder}: uses dataset `{name}`, which is not installed"
+        hint = f"plugins=[...]{near(str(name), datasets.names())}"
+        raise CheckpointError(message, hint, "CKPT-PLUGIN")
+    return datasets[str(name)]
+
+
+class Place(Context):
+    """Where parts are built: beside which data, for which checkpoint.
+
+    Args:
+        kind: Class of the data set, which reads samples from files.
+        spec: What a sample looks like.
+        device: Where models and samples are to be.
+        found: The checkpoint that is sampled; None while a run is trained.
+        weights: Which of its weights.
+    """
+
+    def __init__(
+        self,
+        kind: type[Dataset],
+        spec: Spec,
+        device: torch.device,
+        found: Checkpoint | None = None,
+        weights: str = "ema",
+    ) -> None:
+        self.kind, self.spec, self.device = kind, spec, device
+        self.found, self.weights = found, weights
+
+    def model(self, run: str) -> Model:
+        return trained(load(run), device=self.device)
+
+    def samples(self, path: str) -> Tensor:
+        return self.kind.load(Path(path).expanduser(), self.spec).to(self.device)
+
+    def fitted(self, name: str) -> Mapping[str, Tensor]:
+        found = self._sampled(f"what `dcli fit` finds under `{name}`")
+        values = Derived(found, self.weights).read(name)
+        if values is None:
+            message = f"{found.home}: nothing was fitted yet for `{name}`"
+            raise ConfigError(message, f"dcli fit ckpt={found.home} variance={name}")
+        return {key: value.to(self.device) for key, value in values.items()}
+
+    def recorded(self, name: str) -> Tensor:
+        found = self._sampled(f"the objective's `{name}`")
+        values = found.tensors("objective")
+        if name not in values:
+            message = f"{found.home}: training recorded no `{name}`"
+            raise ConfigError(message, "train it with objective.name=denoise")
+        return values[name].to(self.device)
+
+    def _sampled(self, what: str) -> Checkpoint:
+        if self.found is None:
+            message = f"{what} belongs to a trained run"
+            raise ConfigError(message, "leave it out of `dcli train`; dcli sample ...")
+        return self.found
 
 
 def labels(label: Any, spec: Spec, config: Mapping[str, Any]) -> list[int] | None:
@@ -137,7 +217,7 @@ def _stored(found: Checkpoint, role: str, node: Any) -> dict[str, Any]:
     return values
 
 
-def _laid_over(role: str, found: Checkpoint, chosen: Any) -> Any:
+def laid_over(role: str, found: Checkpoint, chosen: Any) -> Any:
     """The run's own node, the chosen one, or the run's with the chosen keys over it."""
     if isinstance(chosen, list) or (chosen and "name" in chosen):
         return chosen
@@ -148,6 +228,8 @@ def _laid_over(role: str, found: Checkpoint, chosen: Any) -> Any:
         own = _stored(found, role, own)
     if not chosen:
         return own or None
+    if isinstance(own, list):
+        return _each_laid_over(role, own, chosen)
     if not isinstance(own, Mapping):
         hint = f"dcli list {role}"
         raise ConfigError(f"{role}: name one first; the run has no single {role}", hint)
@@ -155,6 +237,19 @@ def _laid_over(role: str, found: Checkpoint, chosen: Any) -> Any:
     if errors:
         raise errors[0] if len(errors) == 1 else ConfigError("", more=errors)
     return values
+
+
+def _each_laid_over(role: str, own: list[Any], chosen: Node) -> list[Any]:
+    """A stack of nodes with keys laid over some of them: `{cfg: {scale: 3}}`."""
+    names = [node["name"] for node in own]
+    if strange := [key for key in chosen if key not in names]:
+        message = f"{role}.{strange[0]}: the run has {role} {', '.join(names)}"
+        raise ConfigError(message, f"{role}=<name> to choose another")
+    merged = [_merged(node, chosen.get(node["name"], {})) for node in own]
+    checked = [ROLES[role].check(node, role) for node in merged]
+    if errors := [error for _, found in checked for error in found]:
+        raise errors[0] if len(errors) == 1 else ConfigError("", more=errors)
+    return [values for values, _ in checked]
 
 
 def _merged(under: Node, over: Node) -> dict[str, Any]:

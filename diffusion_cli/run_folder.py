@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 
 from diffusion_cli import environment
 from diffusion_cli.artifact import storage
-from diffusion_cli.config import EXECUTION, dotted
 from diffusion_cli.errors import ConfigError, StorageError
+from diffusion_cli.identity import EXECUTION, dotted
 
 Status = Literal["running", "stopped", "failed", "complete"]
 _PATIENCE = 0.5  # seconds to wait for a lock

@@ -152,6 +152,7 @@ class SampleSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         precision: Precision of the network alone.
         dtype: Precision of the solver's state.
+        plugins: Python files or modules to import first.
     """
 
     ckpt: str
@@ -168,6 +169,7 @@ class SampleSettings:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    plugins: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -212,3 +214,84 @@ class RunSettings:
             r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name
         )
         require(bool(plain), "name", self.name, "letters, digits and `._-`")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """The keys of `eval.yaml`.
+
+    Args:
+        ckpt: A run or checkpoint folder, or the unique beginning of a run's name.
+        n: Samples of every metric; null leaves each metric's own number.
+        batch: Samples per chunk.
+        steps: Steps of the sampler; null leaves the sampler's own.
+        nfe: Denoiser calls instead of steps: as many steps as fit.
+        label: Class of every sample, as for `dcli sample`.
+        seed: Seed of samples, noise and probes, not of the run.
+        weights: `ema`, `ema-<half-life>` or `raw`.
+        json: Print one line of JSON instead of a table.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        precision: Precision of the network alone.
+        dtype: Precision of the sampler's state.
+        plugins: Python files or modules to import first.
+    """
+
+    ckpt: str
+    n: int | None = None
+    batch: int = 256
+    steps: int | None = None
+    nfe: int | None = None
+    label: int | str | list[int | str] | None = None
+    seed: int = 0
+    weights: str = "ema"
+    json: bool = False
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    plugins: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.n is None or self.n >= 2, "n", self.n, ">= 2 or null")
+        require(self.batch >= 1, "batch", self.batch, ">= 1")
+        require(self.steps is None or self.steps >= 1, "steps", self.steps, ">= 1")
+        require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, ">= 1")
+        both = self.steps is not None and self.nfe is not None
+        require(not both, "nfe", self.nfe, "given without steps")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """The keys of `fit.yaml`.
+
+    Args:
+        ckpt: A run or checkpoint folder, or the unique beginning of a run's name.
+        variance: What to find: the optimal reverse variance, one scalar per time.
+        n: Number of data used.
+        times: Number of times, even in log(sigma / alpha); null: all it knows, or 100.
+        batch: Data per pass.
+        seed: Which data, and which noise.
+        weights: `ema`, `ema-<half-life>` or `raw`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        precision: Precision of the network alone.
+        plugins: Python files or modules to import first.
+    """
+
+    ckpt: str
+    variance: Literal["analytic"] = "analytic"
+    n: int = 10_000
+    times: int | None = None
+    batch: int = 256
+    seed: int = 0
+    weights: str = "ema"
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    plugins: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.n >= 2, "n", self.n, ">= 2")
+        require(self.times is None or self.times >= 2, "times", self.times, ">= 2")
+        require(self.batch >= 1, "batch", self.batch, ">= 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")

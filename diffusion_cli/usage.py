@@ -85,6 +85,31 @@ keys:
 {_HYDRA}""",
         "sample",
     ),
+    "eval": Verb(
+        "measure a trained run: likelihood, distances, bounds",
+        f"""\
+usage: dcli eval ckpt=RUN metric=NAME[,NAME...] [KEY=VALUE ...]
+
+Measure a trained run. Samples are those of `dcli sample` with the same keys, drawn once
+and kept; the numbers go to stdout and to RUN/derived/<hash of the weights>/.
+
+  dcli eval ckpt=digits metric=likelihood
+  dcli eval ckpt=toy2d metric=w2,mmd n=2000 nfe=20
+  dcli eval ckpt=mnist metric=likelihood dataset.split=test n=500
+
+keys:
+  ckpt=RUN                     a run, a checkpoint, or the beginning of a run's name
+  metric=NAME                  dcli list metric; several: metric=w2,mmd
+  metric.KEY=VALUE             an argument of it; of one of several: metric.w2.n=5000
+  n=1000 batch=256 seed=0      samples of every metric, how many at once, and which
+  steps= nfe= label= sampler= guidance= weights= dtype=    as for `dcli sample`
+  dataset.KEY=VALUE            other data: dataset.split=test
+  json=false                   one line of JSON instead of a table
+  device=auto precision=auto plugins=[FILE.py]
+
+{_HYDRA}""",
+        "eval",
+    ),
     "check": Verb(
         "check a training command without running it",
         f"""\

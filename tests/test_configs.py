@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from diffusion_cli import assemble, config
+from diffusion_cli import assemble, config, identity
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.settings import RunSettings, SampleSettings
 
@@ -112,7 +112,7 @@ def test_an_explicit_choice_wins_in_any_order(first: str) -> None:
 def identity_of(change: Callable[[dict[str, Any]], Any]) -> str:
     checked = config.check(composed("train"))
     change(checked)
-    return config.identity(checked)
+    return identity.identity(checked)
 
 
 EXECUTION = {
@@ -170,19 +170,19 @@ def test_identity_is_eight_digits_and_blind_to_the_order_of_keys() -> None:
 def test_a_default_written_out_is_the_same_run() -> None:
     """Every default filled in by a signature equals the same value in a file."""
     explicit = composed("train", "++network.dropout=0", "++optimizer.betas=[0.9,0.999]")
-    assert config.identity(config.check(explicit)) == identity_of(lambda values: None)
+    assert identity.identity(config.check(explicit)) == identity_of(lambda values: None)
 
 
 def test_the_run_folder() -> None:
     checked = config.check(composed("train"))
-    name = f"digits-gaussian-{config.identity(checked)}"
-    assert config.run_folder(checked) == Path("runs") / name
-    assert config.run_folder(checked | {"name": "a"}).name.startswith("a-")
-    assert config.run_folder(checked | {"out": "/tmp/x"}) == Path("/tmp/x")
+    name = f"digits-gaussian-{identity.identity(checked)}"
+    assert identity.run_folder(checked) == Path("runs") / name
+    assert identity.run_folder(checked | {"name": "a"}).name.startswith("a-")
+    assert identity.run_folder(checked | {"out": "/tmp/x"}) == Path("/tmp/x")
     choices = {"dataset": "digits", "process": "edm"}
-    assert config.title(choices) == "digits-edm"
-    assert config.title({"dataset": "digits"}) == "digits"  # process=[edm] is no choice
-    assert config.title(choices | {"exp": "mine/best"}) == "mine-best"
+    assert identity.title(choices) == "digits-edm"
+    assert identity.title({"dataset": "digits"}) == "digits"
+    assert identity.title(choices | {"exp": "mine/best"}) == "mine-best"
 
 
 @pytest.mark.parametrize(

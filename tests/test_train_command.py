@@ -13,7 +13,7 @@ from filelock import FileLock
 from PIL import Image
 from tiny import control, interrupted, outcome, place, tiny
 
-from diffusion_cli import checkpoint
+from diffusion_cli import checkpoint, preview
 from diffusion_cli.commands import train
 from diffusion_cli.errors import (
     CheckpointError,
@@ -160,7 +160,7 @@ def test_no_memory_for_a_preview_is_no_end(
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train, "preview", full)
+    monkeypatch.setattr(preview, "_drawn", full)
     train.run(tiny(out="run", every={"preview": 6}), [])
     assert "preview at step 6: out of memory" in capsys.readouterr().err
     assert outcome(Path("run")) == outcome(control)

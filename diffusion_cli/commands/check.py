@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_cli import assemble
+from diffusion_cli import assemble, identity
 from diffusion_cli import config as configs
 from diffusion_cli.core import Spec
+from diffusion_cli.datasets import datasets
 from diffusion_cli.denoiser import Model
 from diffusion_cli.optimizers import optimizers
+from diffusion_cli.rebuild import Place
 
 UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
 
@@ -21,14 +23,15 @@ UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
 def run(config: dict[str, Any], overrides: list[str]) -> None:
     """Assemble the run on the meta device and print what it is."""
     spec = assemble.spec_of(config)
-    model = assemble.parts(config, spec, device="meta").model
+    place = Place(datasets[config["dataset"]["name"]], spec, torch.device("cpu"))
+    model = assemble.parts(config, spec, device="meta", context=place).model
     rows = {
         "data": f"{config['dataset']['name']} {_shape(spec)}",
         **{role: _node(config[role]) for role in configs.COMPONENTS[1:]},
         "parameters": f"{parameters(model):,}",
         "FLOPs": f"{_short(flops(model))} per image, forward",
         "memory": f"{_short(memory(model, config))}B to train, estimated in float32",
-        "run folder": f"{configs.run_folder(config)}",
+        "run folder": f"{identity.run_folder(config)}",
     }
     print("\n".join(f"{name:<16} {value}" for name, value in rows.items()))
 

@@ -16,22 +16,23 @@ from torch import Tensor
 from diffusion_cli import (
     assemble,
     checkpoint,
-    config,
     environment,
     failpoints,
+    identity,
     loading,
 )
 from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
-from diffusion_cli.errors import CheckpointError, ConfigError, OutOfMemory
+from diffusion_cli.errors import CheckpointError, ConfigError
 from diffusion_cli.latch import NonFinite
 from diffusion_cli.preview import preview
+from diffusion_cli.rebuild import Place
 from diffusion_cli.rng import shuffled
 from diffusion_cli.run_folder import RunFolder, agree
 from diffusion_cli.settings import Every, Keep, TrainerSettings, seconds
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import Bar, Meter, Tracker, introduce, last_loss, say
-from diffusion_cli.trainer import Trainer, freeze, memory, precision
+from diffusion_cli.trainer import Trainer, freeze, precision
 
 Config = dict[str, Any]
 
@@ -40,7 +41,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
     """Train, or continue; the last logged loss."""
     failpoints.arm(os.environ.get("DCLI_FAULT"))
     limit = seconds(values["trainer"]["time_limit"])
-    folder = RunFolder(config.run_folder(values).absolute())
+    folder = RunFolder(identity.run_folder(values).absolute())
     with Stop(limit) as stop:
         device = devices.choose(values["device"])
         values = _resolve(values, folder, device)
@@ -50,7 +51,8 @@ def run(values: Config, overrides: list[str]) -> float | None:
         data = assemble.dataset(values)
         if not hasattr(data, "spec"):
             data.prepare()
-        parts = assemble.parts(values, data.spec)
+        context = Place(type(data), data.spec, device)
+        parts = assemble.parts(values, data.spec, context=context)
         if values["trainable"] is not None:
             freeze(parts.model, values["trainable"])
         if values["init"]:
@@ -170,7 +172,8 @@ class _Run:
             with self.bar.paused():
                 if last or (self.every.save and step % self.every.save == 0):
                     self._save()
-                if self.every.preview and (last or step % self.every.preview == 0):
+                due = self.every.preview and (last or step % self.every.preview == 0)
+                if due and self.parts.draws:
                     self._preview()
             if self.stop.requested:
                 break
@@ -271,20 +274,15 @@ class _Run:
     def _preview(self) -> None:
         """A picture of samples at fixed seeds, from the averaged weights."""
         step, spec = self.state.step, self.data.spec
-        say(f"drawing a preview, {self.parts.sampler.steps} steps")
-        try:
-            with self.state.averaged(), memory(f"preview at step {step}", ""):
-                x = preview(self.parts, self.config["seed"], self.device, self.stop)
-        except OutOfMemory as error:
-            say(f"{error.message}; training goes on without it")
-            return
+        with self.state.averaged():
+            x = preview(self.parts, self.config["seed"], step, self.device, self.stop)
         if x is not None:
             self.tracker.picture(step, type(self.data).picture(x, spec))
 
     def _blame(self, error: NonFinite) -> None:
         """Name the samples of a bad batch and keep what is needed to replay it."""
-        first = (error.step - 1) * self.settings.batch
-        place = torch.arange(first, first + self.settings.batch)
+        batch = self.settings.batch
+        place = torch.arange((error.step - 1) * batch, error.step * batch)
         indices = shuffled(place, len(self.data), self.config["seed"]).tolist()
         name = f"logs/nonfinite_step_{error.step:08d}.json"
         path = self.folder.write(name, json.dumps(error.report(indices)))

@@ -1,0 +1,40 @@
+"""What is computed from weights: `RUN/derived/<hash of the weights>/<name>/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from diffusion_cli import artifact, tensorfile
+from diffusion_cli.checkpoint import Checkpoint
+
+
+class Derived:
+    """The derived values of one checkpoint's weights.
+
+    Args:
+        found: The checkpoint; other weights have another folder.
+        weights: `ema`, `ema-<half-life>` or `raw`.
+    """
+
+    def __init__(self, found: Checkpoint, weights: str = "ema") -> None:
+        self.folder = found.home / "derived" / f"{found.hash}-{weights}"
+
+    def write(
+        self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+    ) -> None:
+        """Keep tensors under a name, whole or not at all; `about` says of what."""
+        files: dict[str, artifact.Content] = {
+            "values.safetensors": lambda: tensorfile.content(tensors)
+        }
+        artifact.write(self.folder / name, files, dict(about))
+
+    def read(self, name: str) -> dict[str, Tensor] | None:
+        """What was kept under a name, its hashes checked; None if there is nothing."""
+        folder = self.folder / name
+        if not (folder / "manifest.json").exists():
+            return None
+        artifact.verify(folder)
+        return tensorfile.read(folder / "values.safetensors")

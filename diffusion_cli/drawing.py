@@ -1,0 +1,148 @@
+"""Samples of a checkpoint: whole chunks, drawn in order and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_cli import device as devices
+from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.errors import NumericsError
+from diffusion_cli.gallery import Gallery
+from diffusion_cli.rebuild import Rebuilt, kind, labels
+from diffusion_cli.rng import Rng
+from diffusion_cli.stop import Stop
+from diffusion_cli.tracking import say
+from diffusion_cli.trainer import memory
+
+Config = dict[str, Any]
+DECIDING = ("seed", "label", "batch", "weights", "dtype", "precision")
+
+
+class Drawing:
+    """One request to a checkpoint: the same one finds the same folder.
+
+    Args:
+        found: The checkpoint.
+        built: Its model, sampler and guidance.
+        values: The keys of `DECIDING`: with checkpoint and parts, all that decides.
+        device: Where to draw.
+        stop: Asked between two steps.
+        start: Where each sample starts instead of the prior, (N, ...).
+        out: The folder; None is one in the run, named by the request.
+        more: What else decides the samples.
+    """
+
+    def __init__(
+        self,
+        found: Checkpoint,
+        built: Rebuilt,
+        values: Mapping[str, Any],
+        device: torch.device,
+        stop: Stop,
+        start: Tensor | None = None,
+        out: str | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.found, self.built, self.values = found, built, values
+        self.device, self.stop, self.start = device, stop, start
+        self.classes = labels(values["label"], found.spec, found.config)
+        self.dtype = getattr(torch, values["dtype"])
+        request = {key: values[key] for key in DECIDING} | built.chosen
+        request |= {"checkpoint": found.hash, "device": device.type, **(more or {})}
+        request = json.loads(json.dumps(request))
+        folder = Path(out).expanduser() if out else self._folder(request)
+        batch = values["batch"]
+        self.gallery = Gallery(folder, kind(found), found.spec, batch, request)
+        self.rows_seen = self.chunks_drawn = 0
+        built.model.network.register_forward_hook(self._count)
+
+    def draw(self, n: int, film: str | None = None) -> None:
+        """Draw what is missing of the first `n`, and a film of the first chunk."""
+        batch, steps = self.values["batch"], self.built.sampler.steps
+        chunks = self.gallery.missing(n)
+        if film and 0 not in chunks:
+            chunks = [0, *chunks]
+        total = -(-n // batch)
+        walk = self.built.chosen["sampler"]["name"]
+        where = devices.label(self.device)
+        say(f"{self.found.folder} ({self.values['weights']} weights), {walk}, {where}")
+        if len(chunks) < total:
+            done = min((total - len(chunks)) * batch, n)
+            say(f"{done}/{n} already done")
+        self.stop.begin()
+        whole = len(chunks) * steps or None
+        with tqdm(total=whole, unit="step", disable=None, dynamic_ncols=True) as bar:
+            for chunk in chunks:
+                x, states = self._chunk(chunk, bar, bool(film) and chunk == 0)
+                self.gallery.keep(chunk, x)
+                self.chunks_drawn += 1
+                if film and states:
+                    self.gallery.film(states, film)
+
+    def labels(self, rows: Tensor) -> Tensor | None:
+        """The class of every sample: a function of (seed, i), or what was asked for."""
+        spec = self.built.model.spec
+        if not spec.classes:
+            return None
+        if self.classes is None:
+            rng = Rng(self.values["seed"], rows).child("label")
+            return rng.integers(spec.classes, (len(rows),))
+        wanted = torch.tensor(self.classes, device=rows.device)
+        return wanted[rows % len(wanted)]
+
+    def calls(self) -> float:
+        """Network calls per sample: counted now, or by the run that drew them."""
+        if self.chunks_drawn:
+            return self.rows_seen / self.chunks_drawn / float(self.values["batch"])
+        about = self.gallery.folder / "about.json"
+        if about.exists():
+            return float(json.loads(about.read_text())["network_calls_per_sample"])
+        return float(self.built.sampler.calls(self.built.sampler.steps))
+
+    def _folder(self, request: Config) -> Path:
+        text = json.dumps(request, sort_keys=True)
+        tag = hashlib.sha256(text.encode()).hexdigest()[:8]
+        sampler = request["sampler"]
+        words = [sampler["name"], str(sampler.get("steps") or ""), tag]
+        return self.found.home / "samples" / "-".join(filter(None, words))
+
+    def _chunk(self, chunk: int, bar: Any, filmed: bool) -> tuple[Tensor, list[Tensor]]:
+        """The samples of one chunk, padded to `batch`, and its states if filmed."""
+        batch, spec = self.values["batch"], self.built.model.spec
+        process = self.built.model.process
+        rows = torch.arange(chunk * batch, (chunk + 1) * batch, device=self.device)
+        rng = Rng(self.values["seed"], rows).child("sample")
+        label = self.labels(rows)
+        cond = {"rows": rows} if label is None else {"rows": rows, "label": label}
+        denoiser = self.built.denoiser.given(**cond)
+        if self.start is None:
+            x = process.prior((batch, *process.state(spec).shape), rng)
+        else:
+            x = self.start[rows % len(self.start)]
+        x = x.to(self.dtype) if x.is_floating_point() else x
+        states = [self.gallery.shown(x)] if filmed else []
+        fewer = max(1, batch // 2)
+        with memory(f"sample: batch={batch}", f"batch={fewer}"):
+            walk = self.built.sampler.trajectory(denoiser, x, rng)
+            for x in walk:
+                if self.stop.requested:
+                    self.stop.end("the same command continues")
+                if filmed:
+                    states.append(self.gallery.shown(x))
+                bar.update()
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            name = self.built.chosen["sampler"]["name"]
+            message = f"sample: NONFINITE: sampler `{name}` left the finite numbers"
+            raise NumericsError(message, "steps=<more>, or precision=fp32", "NONFINITE")
+        return x.float() if x.is_floating_point() else x, states
+
+    def _count(self, network: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        self.rows_seen += len(inputs[0])
