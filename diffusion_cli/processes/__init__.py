@@ -81,6 +81,10 @@ class Flow(Process):
         """The coordinates in which this process is integrated best."""
 
     @abstractmethod
+    def instant(self, clock: Tensor) -> Tensor:
+        """The time at which the clock of `chart` shows this, within the span."""
+
+    @abstractmethod
     def slope(self, q: Posterior, x: Tensor, t: Tensor) -> Tensor:
         """d(x / scale) / d clock in the coordinates of `chart`, the shape of `x`."""
 

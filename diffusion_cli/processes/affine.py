@@ -32,7 +32,7 @@ class Scales(NamedTuple):
 class Schedule(ABC):
     """alpha(t) and sigma(t) of an affine path, with alpha(0) = 1 and sigma(0) = 0.
 
-    Everything is float64 in the shape and on the device of `t`.
+    A schedule may keep noise sigma(0) > 0 in what it calls data. Everything is float64 in the shape and on the device of `t`.
     """
 
     span: tuple[float, float] = (1e-3, 1.0)
@@ -115,6 +115,10 @@ class Affine(Flow):
             return Chart(torch.ones_like(t), t)
         k = self.schedule(t)
         return Chart(k.alpha, k.sigma / k.alpha)
+
+    def instant(self, clock: Tensor) -> Tensor:
+        t = self.schedule.time(clock) if self.bounded else clock
+        return t.clamp(max=self.span[1])
 
     def slope(self, q: Posterior, x: Tensor, t: Tensor) -> Tensor:
         if not self.bounded:
