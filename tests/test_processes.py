@@ -188,3 +188,33 @@ def test_diffuse_keeps_the_marginal():
     error = 4 / 50_000**0.5
     assert abs(float(later.mean() - k.alpha * 0.5)) < error
     assert abs(float(later.std() - k.sigma)) < error
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_instant_inverts_the_clock_of_the_chart(name):
+    process = gaussian(name)
+    t = torch.cat((HALF, torch.tensor(process.span, dtype=torch.float64)))
+    found = process.instant(process.chart(t).clock)
+    torch.testing.assert_close(found, t, rtol=1e-9, atol=0)
+    assert float(found.max()) <= 1
+
+
+def test_flow_matching_may_keep_a_little_noise():
+    """FM-OT: alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t."""
+    process, least = gaussian("straight", sigma_min=0.01), 0.01
+    t = torch.cat((HALF, torch.tensor([0.0, 1e-6], dtype=torch.float64)))
+    k = process.schedule(t)
+    torch.testing.assert_close(k.sigma, least + (1 - least) * t)
+    torch.testing.assert_close(k.alpha, 1 - t)
+    assert float(k.dsigma[0]) == pytest.approx(1 - least)
+    torch.testing.assert_close(process.schedule.time(k.sigma / k.alpha), t)
+    assert float(process.schedule.time(number(0.005))) == 0  # below what there is
+    assert float(process.schedule.time(number(float("inf")))) == 1
+    assert process.end.sigma == 1 and process.end.alpha == 0
+    x0, noise = rows(3).normal((3, 2)).double(), rows(3, 1).normal((3, 2)).double()
+    start = process.corrupt(x0, number(0.0), noise)
+    torch.testing.assert_close(start, x0 + least * noise)
+    data, x = NormalData(process), rows(3).normal((3, 2)).double()
+    moved = (data.exact(x, HALF[:3, None], HALF[:3, None] + 1e-6) - x) / 1e-6
+    velocity = process.velocity(data(x, HALF[:3]), x, HALF[:3])
+    torch.testing.assert_close(velocity, moved, rtol=1e-4, atol=1e-5)

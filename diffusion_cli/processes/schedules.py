@@ -176,24 +176,31 @@ class Karras(Schedule):
 class Straight(Schedule):
     """Straight lines from data to noise, alpha = 1 - t, sigma = t: flow matching.
 
-    Reference: Lipman et al. 2023, eq. 22, arXiv:2210.02747; Liu et al. 2023, eq. 1,
+    With sigma_min, sigma = sigma_min + (1 - sigma_min) t: the lines begin at data with
+    a little noise, which is what is then sampled.
+
+    Reference: Lipman et al. 2023, eq. 20-22, arXiv:2210.02747; Liu et al. 2023, eq. 1,
         arXiv:2209.03003.
 
     Args:
         floor: Smallest time that is trained and sampled.
+        sigma_min: Noise at t = 0; 0 is rectified flow.
     """
 
-    def __init__(self, floor: float = 1e-3) -> None:
+    def __init__(self, floor: float = 1e-3, sigma_min: float = 0.0) -> None:
         require(0 < floor < 1, "floor", floor, "in (0, 1)")
-        self.span = (floor, 1.0)
+        require(0 <= sigma_min < 1, "sigma_min", sigma_min, "in [0, 1)")
+        self.span, self.least = (floor, 1.0), sigma_min
 
     def __call__(self, t: Tensor) -> Scales:
         t = t.double()
-        one = torch.ones_like(t)
-        return Scales(1 - t, t, -one, one)
+        one, slope = torch.ones_like(t), 1 - self.least
+        sigma = t if self.least == 0 else 1 - slope * (1 - t)  # exactly 1 at t = 1
+        return Scales(1 - t, sigma, -one, slope * one)
 
     def time(self, ratio: Tensor) -> Tensor:
-        return 1 / (1 + 1 / ratio.double())
+        ratio = ratio.double().clamp(max=1e300)  # infinite at t = 1
+        return ((ratio - self.least) / (ratio + 1 - self.least)).clamp(min=0)
 
 
 @schedules("trigonometric")
