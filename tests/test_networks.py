@@ -49,9 +49,9 @@ def build(name: str, out: tuple[int, ...] = IMAGE.shape, **own: Any) -> Network:
     return networks.build(node(name) | own, state=IMAGE, out=out)
 
 
-def awake(name: str, **own: Any) -> Network:
+def awake(name: str, out: tuple[int, ...] = IMAGE.shape, **own: Any) -> Network:
     """A float64 network none of whose branches is closed by a zero."""
-    network = build(name, **own).double()
+    network = build(name, out, **own).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -90,6 +90,22 @@ def test_output_has_the_shape_asked_for_and_starts_at_zero(
     output = build(name, out)(*batch(dtype=torch.float32))
     assert output.shape == (4, *out)
     assert (output == 0).all()
+
+
+@every
+def test_a_second_read_out_is_a_head_beside_the_first(name: str) -> None:
+    """The weights of a plain network fit by name, and give the same first output."""
+    plain, twice = awake(name), awake(name, (6, 8, 8))
+    mine, theirs = twice.state_dict(), plain.state_dict()
+    fresh = mine.keys() - theirs.keys()
+    assert not theirs.keys() - mine.keys()
+    assert fresh and all(key.startswith("second.") for key in fresh)
+    twice.load_state_dict(mine | theirs)
+    first, second = twice(*batch()).chunk(2, dim=1)
+    assert torch.equal(first, plain(*batch()))
+    assert second.shape == first.shape and (second != first).all()
+    for gradient in gradients(twice, batch()):
+        assert gradient.abs().sum() > 0
 
 
 @every

@@ -34,6 +34,22 @@ def zeroed(layer: Layer) -> Layer:
     return layer
 
 
+def doubled(out: tuple[int, ...], state: Spec) -> bool:
+    """Whether `out` is two read-outs in the shape of the state, one after the other."""
+    return out == (2 * state.shape[0], *state.shape[1:])
+
+
+def second_head(first: Layer, last: Layer) -> nn.Module:
+    """One hidden layer, then a last one that starts at zero: a read-out of its own.
+
+    Networks call it `second`, beside the read-out of a network with one output: the
+    weights of that one fit by name, and the head trains alone by `network.second*`.
+
+    Reference: Bao et al. 2022, section 5, arXiv:2206.07309.
+    """
+    return nn.Sequential(xavier(first), nn.SiLU(), zeroed(last))
+
+
 def dropout(rate: float) -> nn.Module:
     """Dropout, or nothing at all where the rate is 0."""
     return nn.Dropout(rate) if rate else nn.Identity()

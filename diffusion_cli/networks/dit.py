@@ -10,9 +10,11 @@ from diffusion_cli.networks import Network, networks
 from diffusion_cli.networks.blocks import (
     Attention,
     Embedding,
+    doubled,
     dropout,
     run,
     run_block,
+    second_head,
     sinusoids,
     xavier,
     zeroed,
@@ -110,8 +112,11 @@ class DiT(Network):
         )
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
-        values = out[0] if len(out) == 1 else out[0] * patch**2
+        two = doubled(out, state)
+        values = out[0] if len(out) == 1 else out[0] * patch**2 // (1 + two)
         self.last = zeroed(nn.Linear(width, values))
+        hidden = nn.Linear(width, width)
+        self.second = second_head(hidden, nn.Linear(width, values)) if two else None
 
     def forward(
         self,
@@ -129,7 +134,11 @@ class DiT(Network):
         if len(self.out) == 1:
             x = x.mean(1)
         y: Tensor = self.last(x)
-        return y if len(self.out) == 1 else self._image(y)
+        if len(self.out) == 1:
+            return y
+        if self.second is not None:
+            return torch.cat([self._image(y), self._image(self.second(x))], dim=1)
+        return self._image(y)
 
     def _patches(self, x: Tensor) -> Tensor:
         batch, channels, p = *x.shape[:2], self.patch
@@ -137,9 +146,10 @@ class DiT(Network):
         return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C p^2)
 
     def _image(self, y: Tensor) -> Tensor:
-        channels, p = self.out[0], self.patch
-        y = y.reshape(len(y), self.rows, -1, channels, p, p)
-        return y.permute(0, 3, 1, 4, 2, 5).reshape(-1, *self.out)
+        p = self.patch
+        y = y.reshape(len(y), self.rows, y.shape[1] // self.rows, -1, p, p)
+        y = y.permute(0, 3, 1, 4, 2, 5)  # (B, C, rows, p, columns, p)
+        return y.flatten(4).flatten(2, 3)
 
 
 def _positions(rows: int, columns: int, width: int) -> Tensor:

@@ -10,7 +10,15 @@ from torch.nn import functional as F
 
 from diffusion_cli.core import Spec
 from diffusion_cli.networks import Network, networks
-from diffusion_cli.networks.blocks import Embedding, dropout, run_block, xavier, zeroed
+from diffusion_cli.networks.blocks import (
+    Embedding,
+    doubled,
+    dropout,
+    run_block,
+    second_head,
+    xavier,
+    zeroed,
+)
 from diffusion_cli.settings import require
 
 WAVES = 64  # sinusoids of the level
@@ -70,7 +78,11 @@ class MLP(Network):
         self.first = xavier(nn.Linear(state.numel * (1 + 2 * fourier), width))
         self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.last = zeroed(nn.Linear(width, math.prod(out)))
+        two = doubled(out, state)
+        values = state.numel if two else math.prod(out)
+        self.last = zeroed(nn.Linear(width, values))
+        hidden = nn.Linear(width, width)
+        self.second = second_head(hidden, nn.Linear(width, values)) if two else None
 
     def forward(
         self,
@@ -83,7 +95,10 @@ class MLP(Network):
         x = self.first(self._features(x.flatten(1)))
         for block in self.blocks:
             x = run_block(block, self.recompute, x, embedding)
-        y: Tensor = self.last(self.norm(x))
+        x = self.norm(x)
+        y: Tensor = self.last(x)
+        if self.second is not None:
+            y = torch.cat([y, self.second(x)], dim=1)
         return y.reshape(-1, *self.out)
 
     def _features(self, x: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ from diffusion_cli.networks import Network, networks
 from diffusion_cli.networks.blocks import (
     Attention,
     Embedding,
+    doubled,
     dropout,
     group_norm,
     run,
     run_block,
+    second_head,
     xavier,
     zeroed,
 )
@@ -146,9 +148,15 @@ class UNet(Network):
         for width in reversed(widths[1:]):
             grow = xavier(nn.Conv2d(width, width, 3, padding=1))
             self.exits.append(nn.Sequential(nn.Upsample(scale_factor=2), grow))
-        self.exits.append(
-            nn.Sequential(group_norm(current), nn.SiLU(), _head(current, out))
-        )
+        two = doubled(out, state)
+        last = _head(current, state.shape if two else out)
+        self.exits.append(nn.Sequential(group_norm(current), nn.SiLU(), last))
+        self.second = None
+        if two:
+            hidden = nn.Conv2d(current, current, 3, padding=1)
+            ends = nn.Conv2d(current, state.shape[0], 3, padding=1)
+            head = second_head(hidden, ends)
+            self.second = nn.Sequential(group_norm(current), nn.SiLU(), head)
 
     def forward(
         self,
@@ -167,10 +175,13 @@ class UNet(Network):
                 skips.append(x)
         for block in self.middle:
             x = run_block(block, self.recompute, x, None, embedding)
+        features = x
         for blocks, leave in zip(self.up, self.exits, strict=True):
             for block in blocks:  # type: ignore[attr-defined]
                 x = run_block(block, self.recompute, x, skips.pop(), embedding)
-            x = leave(x)
+            features, x = x, leave(x)
+        if self.second is not None:
+            x = torch.cat([x, self.second(features)], dim=1)
         return x
 
 
