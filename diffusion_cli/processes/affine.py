@@ -32,7 +32,8 @@ class Scales(NamedTuple):
 class Schedule(ABC):
     """alpha(t) and sigma(t) of an affine path, with alpha(0) = 1 and sigma(0) = 0.
 
-    A schedule may keep noise sigma(0) > 0 in what it calls data. Everything is float64 in the shape and on the device of `t`.
+    A schedule may keep noise sigma(0) > 0 in what it calls data. Everything is float64
+    in the shape and on the device of `t`.
     """
 
     span: tuple[float, float] = (1e-3, 1.0)
