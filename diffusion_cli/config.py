@@ -24,15 +24,8 @@ from diffusion_cli import plugins
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.identity import dotted
 from diffusion_cli.registry import ROLES, Registry, check_call, near
-from diffusion_cli.settings import (
-    EvalSettings,
-    Every,
-    FitSettings,
-    Keep,
-    RunSettings,
-    SampleSettings,
-    TrainerSettings,
-)
+from diffusion_cli.requests import EvalSettings, FitSettings, SampleSettings
+from diffusion_cli.settings import Every, Keep, RunSettings, TrainerSettings
 
 Config = dict[str, Any]
 COMPONENTS = (

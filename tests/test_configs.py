@@ -11,7 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from diffusion_cli import assemble, config, identity
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.settings import RunSettings, SampleSettings
+from diffusion_cli.requests import EvalSettings, SampleSettings
+from diffusion_cli.settings import RunSettings
 
 ROOT = config.folder()
 GROUPS = sorted(
@@ -19,6 +20,7 @@ GROUPS = sorted(
     for path in ROOT.glob("*/*.yaml")
     if path.parent.name in (*config.COMPONENTS, "exp")
 )
+METRICS = sorted(path.stem for path in ROOT.glob("metric/*.yaml"))
 
 
 def composed(verb: str, *overrides: str) -> dict[str, Any]:
@@ -46,6 +48,12 @@ def test_there_are_configs() -> None:
 def test_every_yaml_composes_and_checks(group: str, name: str) -> None:
     checked = config.check(composed("train", *overrides(group, name)))
     assert config.check(checked) == checked
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_composes_and_checks(name: str) -> None:
+    checked = config.check(composed("eval", "ckpt=x", f"metric={name}"), "eval")
+    assert checked["metric"]["name"]
 
 
 @pytest.mark.parametrize("name", [name for group, name in GROUPS if group == "exp"])
@@ -88,8 +96,13 @@ def test_train_yaml_says_the_defaults_of_the_settings() -> None:
 def test_sample_yaml_says_the_defaults_of_the_settings() -> None:
     values = composed("sample", "ckpt=runs/x")
     expected = asdict(SampleSettings("runs/x"))
-    expected |= {"sampler": None, "guidance": None, "plugins": []}
-    assert values == expected
+    assert values == expected | {"sampler": None, "guidance": None}
+
+
+def test_eval_yaml_says_the_defaults_of_the_settings() -> None:
+    values = composed("eval", "ckpt=runs/x")
+    own = dict.fromkeys(("dataset", "sampler", "guidance", "metric"))
+    assert values == asdict(EvalSettings("runs/x")) | own
 
 
 def test_a_chosen_sampler_replaces_the_runs_own() -> None:

@@ -16,7 +16,8 @@ from conftest import Dcli
 from PIL import Image
 
 from diffusion_cli import cli, config
-from diffusion_cli.settings import RunSettings, SampleSettings
+from diffusion_cli.requests import SampleSettings
+from diffusion_cli.settings import RunSettings
 from diffusion_cli.usage import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -145,7 +146,7 @@ def test_the_keys_of_the_readme_exist() -> None:
     known = {*own, *groups, *config.COMPONENTS, "optimizer.lr"}
     assert set(train) <= known
     assert known - set(train) <= {"trainer.ema_ramp"}, "keys that it does not explain"
-    drawn = {field.name for field in fields(SampleSettings)} | {"plugins"}
+    drawn = {field.name for field in fields(SampleSettings)}
     parts = {"sampler", "sampler.KEY", "guidance", "guidance.KEY"}
     assert set(sample) == drawn | parts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusion_cli import config as keys
 from diffusion_cli.config import COMPONENTS, complete
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.usage import VERBS
@@ -68,7 +69,10 @@ def _arguments(config: str, typed: list[str]) -> list[str]:
     if appended[-1] != typed[-1]:
         found = [word.removeprefix("+") for word in found]
     hidden: tuple[str, ...] = () if typed[-1].startswith("hydra") else ("hydra",)
-    if config == "sample":  # the rest is the run's own
-        own = ("sampler", "guidance")
-        hidden += tuple(f"{role}=" for role in (*COMPONENTS, "exp") if role not in own)
+    known = keys.VERBS[config]
+    if known.laid_over:  # the rest is the run's own
+        rest = {*COMPONENTS, "metric", "exp"} - set(known.roles) | {"dataset"}
+        hidden += tuple(f"{role}=" for role in rest)
+    elif known.roles:
+        hidden += ("metric=",)
     return [word for word in found if not word.startswith(hidden)]

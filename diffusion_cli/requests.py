@@ -1,0 +1,145 @@
+"""The keys of the verbs that ask something of a checkpoint; free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from diffusion_cli.settings import require
+
+Format = Literal["png", "npz", "grid"]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """The keys of `sample.yaml`.
+
+    Args:
+        ckpt: A run or checkpoint folder, or the unique beginning of a run's name.
+        n: Number of samples.
+        batch: Samples per chunk; only the last bits of a sample depend on it.
+        steps: Steps of the sampler; null leaves the sampler's own.
+        nfe: Denoiser calls instead of steps: as many steps as fit.
+        label: Class of every sample: an index or a name, a list to cycle through, -1
+            for no class; null draws one per sample.
+        seed: Seed of the samples, not of the run.
+        weights: `ema`, `ema-<half-life>` or `raw`.
+        format: What to write: one file per sample, one array, one picture of all.
+        trajectory: A film or a strip of the states between prior and data.
+        encode: Samples to run to t = 1 along the probability-flow ODE, a file or a
+            folder; what is drawn starts there. `n` is then their number.
+        out: Folder to write to; null is a folder in the run, named by what was asked.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        precision: Precision of the network alone.
+        dtype: Precision of the solver's state.
+        plugins: Python files or modules to import first.
+    """
+
+    ckpt: str
+    n: int = 64
+    batch: int = 64
+    steps: int | None = None
+    nfe: int | None = None
+    label: int | str | list[int | str] | None = None
+    seed: int = 0
+    weights: str = "ema"
+    format: list[Format] | Format = field(default_factory=lambda: ["png", "grid"])
+    trajectory: Literal["gif", "strip"] | None = None
+    encode: str | None = None
+    out: str | None = None
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    plugins: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.n >= 1, "n", self.n, ">= 1")
+        require(self.batch >= 1, "batch", self.batch, ">= 1")
+        require(self.steps is None or self.steps >= 1, "steps", self.steps, ">= 1")
+        require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, ">= 1")
+        both = self.steps is not None and self.nfe is not None
+        require(not both, "nfe", self.nfe, "given without steps")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
+        require(bool(self.format), "format", self.format, "png, npz or grid")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """The keys of `eval.yaml`.
+
+    Args:
+        ckpt: A run or checkpoint folder, or the unique beginning of a run's name.
+        n: Samples of every metric; null leaves each metric's own number.
+        batch: Samples per chunk.
+        steps: Steps of the sampler; null leaves the sampler's own.
+        nfe: Denoiser calls instead of steps: as many steps as fit.
+        label: Class of every sample, as for `dcli sample`.
+        seed: Seed of samples, noise and probes, not of the run.
+        weights: `ema`, `ema-<half-life>` or `raw`.
+        json: Print one line of JSON instead of a table.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        precision: Precision of the network alone.
+        dtype: Precision of the sampler's state.
+        plugins: Python files or modules to import first.
+    """
+
+    ckpt: str
+    n: int | None = None
+    batch: int = 256
+    steps: int | None = None
+    nfe: int | None = None
+    label: int | str | list[int | str] | None = None
+    seed: int = 0
+    weights: str = "ema"
+    json: bool = False
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    plugins: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.n is None or self.n >= 2, "n", self.n, ">= 2 or null")
+        require(self.batch >= 1, "batch", self.batch, ">= 1")
+        require(self.steps is None or self.steps >= 1, "steps", self.steps, ">= 1")
+        require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, ">= 1")
+        both = self.steps is not None and self.nfe is not None
+        require(not both, "nfe", self.nfe, "given without steps")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """The keys of `fit.yaml`.
+
+    Args:
+        ckpt: A run or checkpoint folder, or the unique beginning of a run's name.
+        variance: What to find: the optimal reverse variance, one scalar per time.
+        n: Number of data used.
+        times: Number of times, even in log(sigma / alpha); null: all it knows, or 100.
+        batch: Data per pass.
+        seed: Which data, and which noise.
+        weights: `ema`, `ema-<half-life>` or `raw`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        precision: Precision of the network alone.
+        plugins: Python files or modules to import first.
+    """
+
+    ckpt: str
+    variance: Literal["analytic"] = "analytic"
+    n: int = 10_000
+    times: int | None = None
+    batch: int = 256
+    seed: int = 0
+    weights: str = "ema"
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    plugins: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.n >= 2, "n", self.n, ">= 2")
+        require(self.times is None or self.times >= 2, "times", self.times, ">= 2")
+        require(self.batch >= 1, "batch", self.batch, ">= 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
