@@ -20,7 +20,7 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.guidance import guidances
 from diffusion_cli.networks import networks
 from diffusion_cli.objectives import Objective, objectives
-from diffusion_cli.parametrisations import Parametrisation, parametrisations
+from diffusion_cli.parametrisations import parametrisations
 from diffusion_cli.processes import Flow, Process, processes
 from diffusion_cli.processes.affine import Affine, Diffusion
 from diffusion_cli.registry import check_call
@@ -87,7 +87,7 @@ def parts(
     walk = attempt(lambda: sampler(node, process, context=context)) if process else None
     guide = attempt(lambda: guided(built, guides, config, context)) if built else None
     if loss and built:
-        attempt(lambda: _agree(loss, built.parametrisation, config))
+        attempt(lambda: _agree(loss, built, config))
     if walk and guide:
         attempt(lambda: harmonious(walk, guide, node["name"]))
     if found or not (built and loss and walk and guide):
@@ -95,15 +95,21 @@ def parts(
     return Parts(built, loss, walk, guide)
 
 
-def _agree(loss: Objective, reading: Parametrisation, config: Config) -> None:
+def _agree(loss: Objective, built: Model, config: Config) -> None:
     """Refuse an objective that teaches something else than the model tells."""
+    names = config["objective"]["name"], config["parametrisation"]["name"]
+    reading = built.parametrisation
     if loss.about != reading.about:
-        names = config["objective"]["name"], config["parametrisation"]["name"]
         hint = "objective=classify parametrisation=classes for a classifier"
         raise ConfigError(
             f"objective: `{names[0]}` teaches the {loss.about}, parametrisation "
             f"`{names[1]}` tells the {reading.about}",
             hint,
+        )
+    if reason := loss.fits(built):
+        raise ConfigError(
+            f"objective: `{names[0]}` {reason}; parametrisation is `{names[1]}`",
+            "dcli list objective; dcli list parametrisation",
         )
 
 
@@ -183,6 +189,10 @@ def sampler(
     _, errors = check_call(step, how, "sampler", _name(process), own)
     if errors:
         raise ConfigError("", more=errors)
+    try:
+        process.check(**how)
+    except ValueError as error:
+        raise ConfigError(f"sampler.{error}") from error
     if grid := getattr(built, "grid", None):
         demand("sampler.grid", node["grid"]["name"], grid.needs, process)
         try:

@@ -112,6 +112,7 @@ def test_a_pairwise_covering_set_trains_and_samples_two_steps(choice: Choice) ->
 REFUSALS = [
     ({"sampler": {"name": "ancestral", "etta": 0.0}}, "did you mean `eta`"),
     ({"sampler": {"name": "ancestral", "eta": "no"}}, "sampler.eta: expected a number"),
+    ({"sampler": {"name": "ancestral", "eta": 1.5}}, "sampler.eta: must be in [0, 1]"),
     (
         {"sampler": {"name": "ancestral", "steps": 1001}},
         "sampler.steps: must be <= 1000",

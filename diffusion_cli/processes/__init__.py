@@ -57,6 +57,9 @@ class Process(nn.Module, ABC):
         Each process declares its own keywords `how` (`eta`, `kernel`, ...).
         """
 
+    def check(self, **how: Any) -> None:  # optional
+        """Refuse a keyword of `reverse` that is out of its range (`ValueError`)."""
+
 
 class Chart(NamedTuple):
     """Coordinates in which an ODE is integrated: y = x / scale over clock."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from diffusion_cli.core import Posterior
 from diffusion_cli.processes import processes
 from diffusion_cli.processes.affine import Diffusion, Schedule
 from diffusion_cli.rng import Rng
+from diffusion_cli.settings import require
 
 
 @processes("gaussian")
@@ -34,6 +35,9 @@ class Gaussian(Diffusion):
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__(schedule)
+
+    def check(self, eta: float = 1.0, **how: Any) -> None:
+        require(0 <= eta <= 1, "eta", eta, "in [0, 1]")
 
     def reverse(  # type: ignore[override]  # keywords are checked by `assemble`
         self,
