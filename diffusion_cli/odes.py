@@ -1,4 +1,7 @@
-"""Adaptive integration of ODEs: torchdiffeq's dopri5, with its work counted."""
+"""Adaptive integration of ODEs: torchdiffeq's dopri5, with its work counted.
+
+`encode` runs a process's own ODE from data to prior.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import EnvironmentFault, NumericsError
+from diffusion_cli.processes import Flow
 
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
@@ -73,6 +78,44 @@ def integrate(
         message = f"ode: dopri5 stalled after {counts['calls']} calls ({error})"
         raise NumericsError(message, "larger rtol and atol", "NONFINITE") from error
     return cast(State, solution)
+
+
+@torch.no_grad()
+def encode(
+    denoiser: Denoiser, x0: Tensor, *, rtol: float, atol: float, counts: Counter[str]
+) -> Tensor:
+    """x_1 from which the probability-flow ODE leads to `x0`: its run from 0 to 1.
+
+    The first step, from 0 to the smallest time of the process, is Euler's in the chart
+    with the slope at its end, as samplers take it backwards. The state is float64.
+
+    Reference: Song et al. 2021, section 4.3, arXiv:2011.13456.
+
+    Args:
+        denoiser: A belief on a process that is a `Flow`.
+        x0: Clean data, (B, ...).
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+        counts: As in `integrate`.
+    """
+    process = cast(Flow, denoiser.process)
+    zero, floor, end = (
+        torch.tensor(t, dtype=torch.float64, device=x0.device)
+        for t in (0.0, *process.span)
+    )
+
+    def field(clock: Tensor, y: Tensor) -> Tensor:
+        t = process.instant(clock).clamp(min=floor)
+        x = process.chart(t).scale * y
+        return process.slope(denoiser(x, t), x, t)
+
+    a, b, c = (process.chart(t) for t in (zero, floor, end))
+    y = x0.double() / a.scale
+    counts["calls"] += 1
+    y = y + (b.clock - a.clock) * field(b.clock, y)
+    times = torch.stack((b.clock, c.clock))
+    path = integrate(field, y, times, rtol=rtol, atol=atol, counts=counts)
+    return (c.scale * path[-1]).to(x0.dtype)
 
 
 def _worst(error: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -111,8 +111,7 @@ class Likelihood(Metric):
         probes = basis(x0) if exact else draw(self.probes, self.law, x0, rng)
 
         def field(clock: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            t = process.schedule.time(clock) if process.bounded else clock
-            t = t.clamp(ends[0], ends[1])
+            t = process.instant(clock).clamp(min=ends[0])
             scale = process.chart(t).scale
 
             def slope(y: Tensor) -> Tensor:

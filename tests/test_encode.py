@@ -1,0 +1,71 @@
+"""Running the probability-flow ODE forward (T4.5)."""
+
+from collections import Counter
+
+import pytest
+import torch
+from oracles import SCHEDULES, Mixture, NormalData, gaussian, number, rows
+
+from diffusion_cli.odes import encode, integrate
+from diffusion_cli.samplers import samplers
+
+S2 = torch.tensor([0.25, 2.0])
+
+
+def there(data, x0, tolerance=1e-7):
+    return encode(data, x0, rtol=tolerance, atol=tolerance, counts=Counter())
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_there_and_back(name):
+    """T4.5: from the floor to 1 and back returns the input to 10 x tolerance."""
+    process, tolerance = gaussian(name), 1e-6
+    means = torch.tensor([[0.6, 0.0], [-0.6, 0.5], [-0.6, -0.5]])
+    data = Mixture(process, torch.tensor([2.0, 1.0, 1.0]), means, 0.04)
+    clocks = process.chart(torch.tensor(process.span, dtype=torch.float64)).clock
+
+    def field(clock, y):
+        t = process.instant(clock).clamp(min=process.span[0])
+        x = process.chart(t).scale * y
+        return process.slope(data(x, t), x, t)
+
+    y = data.sample(32, rows(32))
+    how = {"rtol": tolerance, "atol": tolerance, "counts": Counter()}
+    end = integrate(field, y, clocks, **how)[-1]
+    back = integrate(field, end, clocks.flip(0), **how)[-1]
+    assert float((back - y).abs().max()) < 10 * tolerance
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_code_of_a_normal_is_normal(name):
+    """T4.5: x_1 in closed form, of the prior's variance."""
+    process = gaussian(name)
+    data = NormalData(process, S2)
+    x0 = S2.sqrt() * rows(4000).normal((4000, 2)).double()
+    x1, end = there(data, x0), number(process.span[1])
+    exact = data.exact(x0, number(0.0), end)
+    scale = process.end.sigma
+    assert float((x1 - exact).abs().max() / scale) < 2e-3
+    assert float(x1.var() / scale**2) == pytest.approx(1, abs=0.05)
+    assert bool((process.log_prior(x1).isfinite()).all())
+
+
+@pytest.mark.parametrize("name", ["vp", "karras", "straight", "cosine"])
+def test_a_sampler_decodes_what_was_encoded(name):
+    """T4.5: through the last step of the sampler, which returns the belief."""
+    process = gaussian(name)
+    data = NormalData(process, S2, 0.3)
+    x0 = 0.3 + S2.sqrt() * rows(16).normal((16, 2)).double()
+    x1 = there(data, x0)
+    grid = {"name": "uniform" if name == "straight" else "log_sigma"}
+    heun = samplers.build({"name": "heun", "steps": 400, "grid": grid})
+    *_, back = heun.trajectory(data, x1, rows(16))
+    assert float((back - x0).abs().max()) < 1e-3
+
+
+def test_the_precision_and_the_work_are_told():
+    counts = Counter()
+    data = NormalData(gaussian("vp"), 0.25)
+    x1 = encode(data, torch.zeros(2, 3), rtol=1e-3, atol=1e-3, counts=counts)
+    assert x1.dtype == torch.float32 and not x1.any()
+    assert counts["calls"] == 3 + 6 * (counts["accepted"] + counts["rejected"])
