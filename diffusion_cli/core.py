@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from diffusion_cli.rng import Rng
+
+Q = TypeVar("Q", bound="Posterior")
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,18 @@ class Posterior(ABC):
         moved.mean = mean
         return moved
 
-    def tilted(self, gradient: Tensor) -> Posterior:
+    def tilted(self, gradient: Tensor | float) -> Posterior:
         """The same belief with `gradient` added to its tilt."""
         moved = copy(self)
         moved.tilt = self.tilt + gradient
         return moved
+
+    def _tilted(self, parts: tuple[Q, ...]) -> tuple[Q, ...]:
+        """The parts of this belief, each with its part of the tilt."""
+        if isinstance(self.tilt, Tensor):
+            for part, tilt in zip(parts, self.tilt.chunk(len(parts)), strict=True):
+                part.tilt = tilt
+        return parts
 
 
 @dataclass
@@ -121,10 +130,11 @@ class Point(Posterior):
         return self.mean
 
     def toward(self, other: Posterior, w: float | Tensor) -> Posterior:
-        return self.around(self.mean + w * (other.mean - self.mean))
+        moved = self.around(self.mean + w * (other.mean - self.mean))
+        return moved.tilted(w * (other.tilt - self.tilt))
 
     def chunk(self, parts: int) -> tuple[Point, ...]:
-        return tuple(Point(mean) for mean in self.mean.chunk(parts))
+        return self._tilted(tuple(map(Point, self.mean.chunk(parts))))
 
 
 @dataclass
@@ -145,11 +155,12 @@ class Normal(Posterior):
         return self.mean + self.var.sqrt() * normal
 
     def toward(self, other: Posterior, w: float | Tensor) -> Posterior:
-        return self.around(self.mean + w * (other.mean - self.mean))
+        moved = self.around(self.mean + w * (other.mean - self.mean))
+        return moved.tilted(w * (other.tilt - self.tilt))
 
     def chunk(self, parts: int) -> tuple[Normal, ...]:
         var = self.var.expand_as(self.mean).chunk(parts)
-        return tuple(map(Normal, self.mean.chunk(parts), var))
+        return self._tilted(tuple(map(Normal, self.mean.chunk(parts), var)))
 
 
 @dataclass

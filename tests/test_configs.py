@@ -36,6 +36,16 @@ def overrides(group: str, name: str) -> list[str]:
         chosen.append("dataset.path=images")
     if group == "guidance" and name == "cfg":
         chosen.append("objective.drop=0.1")
+    if group == "guidance":
+        chosen += {
+            "auto": ["guidance.run=x"],
+            "classifier": ["guidance.run=x"],
+            "similarity": ["guidance.energy.path=x"],
+            "inpaint": ["guidance.path=x"],
+            "inverse": ["guidance.path=x"],
+        }.get(name, [])
+    if (group, name) == ("parametrisation", "classes"):
+        chosen.append("objective=classify")
     return chosen
 
 

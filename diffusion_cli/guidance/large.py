@@ -43,4 +43,4 @@ class Large(Denoiser):
         k = cast(Diffusion, self.process).at(t, x)
         data = self.data_std**2
         var = torch.as_tensor(data * k.sigma**2 / (k.alpha**2 * data + k.sigma**2))
-        return Normal(q.mean, var.to(x))
+        return Normal(q.mean, var.to(x)).tilted(q.tilt)
