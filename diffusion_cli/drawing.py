@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from diffusion_cli import device as devices
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.errors import NumericsError
 from diffusion_cli.gallery import Gallery
+from diffusion_cli.odes import encode
 from diffusion_cli.rebuild import Rebuilt, kind, labels
 from diffusion_cli.rng import Rng
 from diffusion_cli.stop import Stop
@@ -35,9 +37,9 @@ class Drawing:
         values: The keys of `DECIDING`: with checkpoint and parts, all that decides.
         device: Where to draw.
         stop: Asked between two steps.
-        start: Where each sample starts instead of the prior, (N, ...).
+        clean: Samples (N, ...) to be encoded; sample i is then drawn from where the
+            probability-flow ODE of the unguided model leads clean sample i mod N.
         out: The folder; None is one in the run, named by the request.
-        more: What else decides the samples.
     """
 
     def __init__(
@@ -47,16 +49,18 @@ class Drawing:
         values: Mapping[str, Any],
         device: torch.device,
         stop: Stop,
-        start: Tensor | None = None,
+        clean: Tensor | None = None,
         out: str | None = None,
-        more: Mapping[str, Any] | None = None,
     ) -> None:
         self.found, self.built, self.values = found, built, values
-        self.device, self.stop, self.start = device, stop, start
+        self.device, self.stop, self.clean = device, stop, clean
         self.classes = labels(values["label"], found.spec, found.config)
         self.dtype = getattr(torch, values["dtype"])
         request = {key: values[key] for key in DECIDING} | built.chosen
-        request |= {"checkpoint": found.hash, "device": device.type, **(more or {})}
+        request |= {"checkpoint": found.hash, "device": device.type}
+        if clean is not None:
+            data = clean.cpu().contiguous().numpy().tobytes()
+            request["encode"] = hashlib.sha256(data).hexdigest()[:16]
         request = json.loads(json.dumps(request))
         folder = Path(out).expanduser() if out else self._folder(request)
         batch = values["batch"]
@@ -123,10 +127,7 @@ class Drawing:
         label = self.labels(rows)
         cond = {"rows": rows} if label is None else {"rows": rows, "label": label}
         denoiser = self.built.denoiser.given(**cond)
-        if self.start is None:
-            x = process.prior((batch, *process.state(spec).shape), rng)
-        else:
-            x = self.start[rows % len(self.start)]
+        x = self._start((batch, *process.state(spec).shape), cond, rng)
         x = x.to(self.dtype) if x.is_floating_point() else x
         states = [self.gallery.shown(x)] if filmed else []
         fewer = max(1, batch // 2)
@@ -143,6 +144,16 @@ class Drawing:
             message = f"sample: NONFINITE: sampler `{name}` left the finite numbers"
             raise NumericsError(message, "steps=<more>, or precision=fp32", "NONFINITE")
         return x.float() if x.is_floating_point() else x, states
+
+    def _start(
+        self, shape: tuple[int, ...], cond: dict[str, Tensor], rng: Rng
+    ) -> Tensor:
+        """x_1 of a chunk: from the prior, or from given samples."""
+        if self.clean is None:
+            return self.built.model.process.prior(shape, rng)
+        x0 = self.clean[rng.rows % len(self.clean)].to(self.device)
+        model = self.built.model.given(**cond)
+        return encode(model, x0, rtol=1e-5, atol=1e-5, counts=Counter())
 
     def _count(self, network: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         self.rows_seen += len(inputs[0])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from diffusion_cli import checkpoint, failpoints
+from diffusion_cli import assemble, checkpoint, failpoints
 from diffusion_cli import device as devices
 from diffusion_cli.drawing import Drawing
-from diffusion_cli.rebuild import rebuild
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.processes import Flow
+from diffusion_cli.rebuild import Rebuilt, kind, rebuild
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 
@@ -35,9 +39,27 @@ def run(values: Config, overrides: list[str]) -> float | None:
             network_precision=values["precision"],
         )
         devices.tune(device, deterministic=False)
-        drawing = Drawing(found, built, values, device, stop, out=values["out"])
+        clean = _encoded(found, built, values)
+        if clean is not None:
+            values = {**values, "n": len(clean)}
+        drawing = Drawing(found, built, values, device, stop, clean, values["out"])
         drawing.draw(values["n"], values["trajectory"])
         return _write(drawing, values)
+
+
+def _encoded(
+    found: checkpoint.Checkpoint, built: Rebuilt, values: Config
+) -> Tensor | None:
+    """The samples of `encode=`, if any."""
+    if values["encode"] is None:
+        return None
+    walk = built.chosen["sampler"]["name"]
+    assemble.demand("encode", "dopri5", Flow, built.model.process)
+    if built.sampler.draws:
+        message = f"encode: sampler `{walk}` adds noise on the way back"
+        raise ConfigError(message, "sampler=dopri5, heun or ddim")
+    path = Path(values["encode"]).expanduser()
+    return kind(found).load(path, found.spec)
 
 
 def _write(drawing: Drawing, values: Config) -> float:
@@ -61,6 +83,10 @@ def _write(drawing: Drawing, values: Config) -> float:
     )
     steps = f"{sampler.steps} steps, " if sampler.steps else ""
     counted = "".join(f", {count} {what}" for what, count in sampler.counted().items())
+    if drawing.clean is not None:
+        back = torch.cat(list(gallery.samples(n)))
+        error = (back - drawing.clean.cpu()).square().mean().sqrt()
+        say(f"encoded and drawn again: root mean square difference {error:.3g}")
     say(f"{n} samples, {steps}{calls:g} network calls each{counted}")
     print(gallery.folder)
     return calls
