@@ -1,0 +1,132 @@
+"""The variational bound on the likelihood of a Gaussian diffusion."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.metrics import Metric, Result, Subject, metrics
+from diffusion_cli.metrics.dequantising import decoded
+from diffusion_cli.metrics.summaries import (
+    continuous,
+    meant,
+    spacing,
+    summary,
+    surprise,
+)
+from diffusion_cli.processes.affine import Diffusion
+from diffusion_cli.rng import Rng
+from diffusion_cli.settings import require
+
+
+@metrics("elbo")
+class Elbo(Metric):
+    """A bound on -log p(x_0) from the loss, in continuous time.
+
+    -log p(x_0) <= KL(q(x_1 | x_0) | p_1) + E[-log p(x_0 | x_floor)]
+                   + 1/2 int E|x_0 - E[x_0 | x_t]|^2 dSNR,   SNR = alpha^2 / sigma^2
+
+    The integral from t = 1 to the floor is the loss with the weight `likelihood`. Its
+    times are even in log(1 + SNR), where the integrand is half the squared error of v;
+    every sample has one in each of `times` strata. The decoder is a softmax over the
+    levels, or N(x / alpha, (sigma / alpha)^2) for continuous data. Conditional on the
+    labels of the data; without guidance.
+
+    Reference: Kingma et al. 2021, eq. 10-17, arXiv:2107.00630.
+
+    Args:
+        n: Number of data.
+        times: Times per sample, one network call each.
+        floor: Time at which the bound starts; null is the smallest trained one.
+    """
+
+    needs = Diffusion
+
+    def __init__(
+        self, n: int = 1000, times: int = 16, floor: float | None = None
+    ) -> None:
+        require(n >= 1, "n", n, ">= 1")
+        require(times >= 1, "times", times, ">= 1")
+        require(floor is None or 0 < floor < 1, "floor", floor, "in (0, 1) or null")
+        self.n, self.times, self.floor = n, times, floor
+
+    @torch.no_grad()
+    def __call__(self, subject: Subject) -> Result:
+        model, spec = subject.model, subject.model.spec
+        continuous(spec, "elbo")
+        process = cast(Diffusion, model.process)
+        parts = []
+        for x0, cond, rng in subject.data(self.n):
+            x0 = x0.double()
+            parts.append(
+                torch.stack(
+                    (
+                        self.prior(process, x0),
+                        self.diffusion(model.given(**cond), x0, rng),
+                        self.reconstruction(
+                            process, x0, rng, spacing(spec), spec.codec.get("levels", 0)
+                        ),
+                    ),
+                    1,
+                )
+            )
+        found = torch.cat(parts)  # (N, 3)
+        values = surprise(found.sum(1), spec)
+        for i, name in enumerate(("prior", "diffusion", "reconstruction")):
+            values |= summary(f"{name}_nats", found[:, i])
+        t = float(self._floor(process))
+        notes = (
+            meant(spec),
+            "an upper bound on the negative log-likelihood, from the loss",
+            f"floor t = {t:g}; {self.times} times per sample, even in log(1 + SNR)",
+        )
+        return Result(values, notes=notes)
+
+    def prior(self, process: Diffusion, x0: Tensor) -> Tensor:
+        """KL(q(x_1 | x_0) | p_1) in nats, (B,)."""
+        end = process.end
+        return ((end.alpha / end.sigma) * x0).square().flatten(1).sum(1) / 2
+
+    def diffusion(self, denoiser: Denoiser, x0: Tensor, rng: Rng) -> Tensor:
+        """The integral of the loss in nats, (B,)."""
+        process = cast(Diffusion, denoiser.process)
+        snr = (process.end.alpha / process.end.sigma) ** 2
+        low, high = (torch.log1p(s).to(x0.device) for s in (snr, self._snr(process)))
+        total = x0.new_zeros(len(x0))
+        for k in range(self.times):
+            own = rng.child("elbo").at(k)
+            u = (k + own.child("time").uniform((len(x0),))) / self.times
+            level = low + u * (high - low)  # log(1 + SNR)
+            t = process.schedule.time(torch.expm1(level).rsqrt())
+            x = process.corrupt(x0, t, process.noise(x0, own))
+            error = (x0 - denoiser(x, t).mean).square().flatten(1).sum(1)
+            total += level.exp() * error
+        return total * (high - low) / (2 * self.times)
+
+    def reconstruction(
+        self,
+        process: Diffusion,
+        x0: Tensor,
+        rng: Rng,
+        width: float | None,
+        levels: int,
+    ) -> Tensor:
+        """-log p(x_0 | x_floor) in nats, (B,); its mean if the data are continuous."""
+        noise = float(self._snr(process).rsqrt())
+        if width is None:
+            volume = math.log(2 * math.pi * noise**2) + 1
+            return x0.new_full((len(x0),), x0[0].numel() * volume / 2)
+        x = x0 + noise * process.noise(x0, rng.child("reconstruction"))
+        return decoded(x0, x, width, levels, noise)
+
+    def _floor(self, process: Diffusion) -> Tensor:
+        floor = process.span[0] if self.floor is None else self.floor
+        return torch.tensor(floor, dtype=torch.float64)
+
+    def _snr(self, process: Diffusion) -> Tensor:
+        k = process.schedule(self._floor(process))
+        return (k.alpha / k.sigma) ** 2
