@@ -42,10 +42,17 @@ def refused(choice: Choice) -> str:
     """The message of a refusal, or nothing: by the theory, not by the code."""
     process, reading, objective, sampler = choice
     ends_without_signal = process in ("flow", "trigonometric")
-    if reading in ("eps", "score") and ends_without_signal:
+    variances = ("learned", "npr", "sn")
+    if reading in ("eps", "score", *variances) and ends_without_signal:
         return "is undefined at t = 1"
     if (reading == "classes") != (objective == "classify"):
         return f"objective: `{node('objective', objective)['name']}` teaches the"
+    if objective == "hybrid" and reading not in variances:
+        return "`hybrid` trains a variance, which only"
+    if objective == "second_moment" and reading not in ("npr", "sn"):
+        return "`second_moment` trains a second moment, which only"
+    if reading in variances and objective not in ("hybrid", "vlb", "second_moment"):
+        return "`denoise` trains no variance"
     discrete = process in ("ddpm", "cosine")
     assert not discrete or node("sampler", sampler)["steps"] <= 1000
     return ""

@@ -18,7 +18,11 @@ class Objective(nn.Module, ABC):
 
     needs: type[Process] = Process
     about: Literal["x0", "label"] = "x0"  # what it teaches the model to know
-    reference: int = 0  # extra samples per step, drawn by their own stream
+    reference: int = 0  # extra samples per step, given to `forward` by that name
+
+    def fits(self, model: Model) -> str | None:
+        """Why it cannot train what the model's parametrisation predicts, or None."""
+        return None
 
     @abstractmethod
     def forward(self, model: Model, x0: Tensor, rng: Rng, **cond: Tensor) -> Tensor:

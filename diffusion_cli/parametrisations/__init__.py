@@ -17,6 +17,9 @@ class Parametrisation(ABC):
 
     needs: ClassVar[type[Process]] = Process
     about: ClassVar[Literal["x0", "label"]] = "x0"  # what its belief is about
+    second: ClassVar[Literal["", "variance", "moment"]] = ""  # of a second output
+
+    timeless: bool = False  # whether the network does not see the time
 
     def fits(self, process: Process) -> str | None:
         """Why this reading is not defined for `process`, or None."""
@@ -38,6 +41,12 @@ class Parametrisation(ABC):
         self, out: Tensor, x: Tensor, t: Tensor, process: Process
     ) -> Posterior:
         """The belief, in the precision of `x` (float32 or float64)."""
+
+    def moment(
+        self, out: Tensor, x: Tensor, t: Tensor, noise: Tensor, process: Process
+    ) -> tuple[Tensor, Tensor]:
+        """A predicted second moment and a draw of it, if `second` is a moment."""
+        raise NotImplementedError
 
 
 parametrisations: Registry[Parametrisation] = Registry(
