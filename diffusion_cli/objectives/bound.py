@@ -53,8 +53,9 @@ def bound(
     decoded = like(first, x0) > 0
     # the other rows get a belief without a fault, so that their gradient is no NaN
     mean = torch.where(decoded, q.mean, x0)
-    ends = _snr(process, torch.tensor((low, low + 1 / levels), device=t.device))
-    least = (1 - ends[1] / ends[0]) / ends[0]  # (sigma_s / alpha_s)^2 (1 - ratio)
+    # (sigma_s / alpha_s)^2 (1 - SNR_t / SNR_s), on the host: nobody waits for it
+    ends = _snr(process, torch.tensor((low, low + 1 / levels), dtype=torch.float64))
+    least = float((1 - ends[1] / ends[0]) / ends[0])
     spread = torch.where(decoded, var, 1.0).clamp(min=least)
     cells = spec.codec.get("levels")
     nll = _nll(x0, mean, spread) if cells is None else _cell(x0, mean, spread, cells)
@@ -64,7 +65,7 @@ def bound(
 
 
 def _snr(process: Diffusion, t: Tensor) -> Tensor:
-    k = process.schedule(t.double())
+    k = process.schedule(t)
     return (k.alpha / k.sigma) ** 2
 
 

@@ -88,7 +88,7 @@ class LossAware(Quantile):
         cells = self.cells = self._cells(process)
         law = self._law(cells)
         # a product, as a cumulative sum of floats is not reproducible on every device
-        total = torch.ones(len(law), len(law)).tril().to(law) @ law
+        total = law.new_ones(len(law), len(law)).tril() @ law
         cell = torch.searchsorted(total[:-1], u, right=True)
         return cells.time(cell, (u - (total - law)[cell]) / law[cell])
 
