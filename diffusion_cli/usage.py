@@ -110,6 +110,29 @@ keys:
 {_HYDRA}""",
         "eval",
     ),
+    "fit": Verb(
+        "find the optimal reverse variance of a trained run",
+        f"""\
+usage: dcli fit ckpt=RUN [KEY=VALUE ...]
+
+Find what belongs to the weights of a run and keep it beside them, under RUN/derived/.
+`guidance=analytic` and `sampler.grid.name=optimal` read it when they sample.
+
+  dcli fit ckpt=digits variance=analytic
+  dcli sample ckpt=digits sampler=ancestral steps=10 guidance=analytic
+
+keys:
+  ckpt=RUN                     a run, a checkpoint, or the beginning of a run's name
+  variance=analytic            one number per time: the mean squared error of x_0
+  n=10000 batch=256 seed=0     data used, how many at once, and which
+  times=100                    how many; else all that a discrete process knows
+  weights=ema                  ema, ema-<half-life>, raw
+  dataset.KEY=VALUE            where the data lies: dataset.root=FOLDER
+  device=auto precision=auto plugins=[FILE.py]
+
+{_HYDRA}""",
+        "fit",
+    ),
     "check": Verb(
         "check a training command without running it",
         f"""\

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from diffusion_cli.core import Normal, Point, Posterior
-from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.denoiser import Context, Denoiser, Model
 from diffusion_cli.processes import processes
 from diffusion_cli.processes.affine import Affine, Diffusion
 from diffusion_cli.rng import Rng
@@ -187,3 +187,42 @@ def eight(process: Affine, spread: bool = False) -> Mixture:
     angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
     means = torch.stack((angle.cos(), angle.sin()), 1)
     return Mixture(process, torch.ones(8), means, 0.01, spread)
+
+
+class Known(Context):
+    """A place where everything that a part may ask for is known."""
+
+    def __init__(
+        self,
+        fits: Mapping[str, Mapping[str, Tensor]] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.fits, self.buffers = fits or {}, buffers or {}
+
+    def model(self, run: str) -> Model:
+        raise NotImplementedError
+
+    def samples(self, path: str) -> Tensor:
+        raise NotImplementedError
+
+    def fitted(self, name: str) -> Mapping[str, Tensor]:
+        return self.fits[name]
+
+    def recorded(self, name: str) -> Tensor:
+        return self.buffers[name]
+
+
+def exact_fit(process: Affine, s2: float | Tensor, times: Tensor) -> dict[str, Tensor]:
+    """What `dcli fit` tends to for data N(0, s2), a number or one per coordinate."""
+    k = process.schedule(times)
+    a, b, s = k.alpha[:, None], k.sigma[:, None], torch.as_tensor(s2).double()
+    v = a**2 * s + b**2
+    return {
+        "times": times,
+        "noise": (b**2 / v).mean(1),
+        "error": (a**2 * s / v).mean(1),
+        "clean": (a**2 * s**2 / v).mean(1),
+        "data": s.mean(),
+        "low": number(-math.inf),
+        "high": number(math.inf),
+    }

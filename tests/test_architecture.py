@@ -60,10 +60,11 @@ ARROWS = {
     "datasets": {"failpoints"},
     "optimizers": set(),
     "objectives": {"denoiser", "processes", "couplings"},
-    "guidance": {"denoiser", "processes"},
-    "samplers": {"denoiser", "odes", "processes"},
+    "guidance": {"denoiser", "processes", "variance"},
+    "samplers": {"denoiser", "odes", "processes", "variance"},
     "metrics": {"denoiser", "odes", "processes"},
     "denoiser.py": {"networks", "parametrisations", "processes"},
+    "variance.py": {"denoiser", "processes"},
 }
 
 

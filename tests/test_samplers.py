@@ -5,13 +5,24 @@ from itertools import pairwise
 
 import pytest
 import torch
-from oracles import SCHEDULES, SMOOTH, NormalData, Still, gaussian, number, rows
+from oracles import (
+    SCHEDULES,
+    SMOOTH,
+    Known,
+    NormalData,
+    Still,
+    exact_fit,
+    gaussian,
+    number,
+    rows,
+)
 from torch import nn
 
 from diffusion_cli.core import Point
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.guidance import guidances
 from diffusion_cli.samplers import grids, samplers
+from diffusion_cli.variance import known_times
 
 UNIFORM = {"name": "uniform"}
 RHO = {"name": "rho", "rho": 7.0}
@@ -364,7 +375,9 @@ def test_calls_are_counted_exactly(variant):
 def test_grids_fall_strictly_from_the_end_to_exactly_0(name, schedule, steps):
     process = gaussian(schedule)
     own = {"levels": 1000} if name == "ddim" else {}
-    times = grids.build({"name": name, **own})(process, steps)
+    known = exact_fit(process, 0.25, known_times(process))
+    context = Known({"analytic": known})
+    times = grids.build({"name": name, **own}, context=context)(process, steps)
     assert times.dtype == torch.float64 and len(times) == steps + 1
     assert bool((times.diff() < 0).all()) and times[-1] == 0
     assert times[-2] >= (1e-3 if name == "ddim" else process.span[0] * (1 - 1e-9))

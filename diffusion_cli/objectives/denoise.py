@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffusion_cli.core import Point
 from diffusion_cli.couplings import Coupling
 from diffusion_cli.denoiser import Model
 from diffusion_cli.objectives import Objective, TimeLaw, Weight, objectives
+from diffusion_cli.objectives.record import ErrorRecord
 from diffusion_cli.processes import Process
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
@@ -20,7 +22,8 @@ class Denoise(Objective):
     loss = mean over coordinates of w(t) (-log q(x_0 | x_t)),   t ~ `time`
 
     For a point belief this is w(t) |x_0 - E[x_0 | x_t]|^2; training on eps, v, velocity
-    or EDM's target are names of w.
+    or EDM's target are names of w. The squared errors are noted per time, for
+    `guidance=analytic guidance.source=loss`.
 
     Reference: Kingma and Gao 2023, eq. 5, arXiv:2303.00848.
 
@@ -36,6 +39,7 @@ class Denoise(Objective):
         super().__init__()
         require(0 <= drop < 1, "drop", drop, "in [0, 1)")
         self.weight, self.time, self.coupling, self.drop = weight, time, coupling, drop
+        self.record, self.squared = ErrorRecord(), False
         self.times: Tensor | None = None
 
     @property
@@ -54,8 +58,11 @@ class Denoise(Objective):
         q = model(process.corrupt(x0, t, noise), t, **cond)
         weight = self.weight(process, t) * self.time.correction(t)
         losses = weight.float() * q.nll(x0).flatten(1).mean(1)
-        self.times = t
+        self.times, self.squared = t, isinstance(q, Point)
         return losses  # type: ignore[no-any-return]
 
     def observe(self, process: Process, t: Tensor, losses: Tensor) -> None:
-        self.time.observe(process, t, losses / self.time.correction(t))
+        losses = losses / self.time.correction(t)
+        if self.squared:  # else the losses are no squared errors
+            self.record.update(process, t, losses / self.weight(process, t))
+        self.time.observe(process, t, losses)

@@ -1,0 +1,91 @@
+"""`dcli fit`: find what belongs to the weights of a run, and keep it beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_cli import assemble, checkpoint, failpoints
+from diffusion_cli import device as devices
+from diffusion_cli.datasets import Dataset
+from diffusion_cli.derived import Derived
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.processes.affine import Diffusion
+from diffusion_cli.rebuild import laid_over, trained
+from diffusion_cli.rng import Rng, shuffled
+from diffusion_cli.stop import Stop
+from diffusion_cli.tracking import say
+from diffusion_cli.trainer import memory
+from diffusion_cli.variance import Fit, Moments, known_times
+
+Config = dict[str, Any]
+
+
+def run(values: Config, overrides: list[str]) -> float | None:
+    """Fit, and keep what was found under the weights."""
+    failpoints.arm(os.environ.get("DCLI_FAULT"))
+    with Stop() as stop:
+        found = checkpoint.load(values["ckpt"])
+        device = devices.choose(values["device"])
+        model = trained(found, values["weights"], device, values["precision"])
+        if model.parametrisation.about != "x0":
+            message = f"ckpt: {found.home} is a classifier; it has no variance to fit"
+            raise ConfigError(message, "name a run that draws")
+        name = values["variance"]
+        assemble.demand("variance", name, Diffusion, model.process)
+        devices.tune(device, deterministic=False)
+        node = laid_over("dataset", found, values["dataset"])
+        data = assemble.dataset({"dataset": node})
+        data.prepare()
+        if data.spec.plain() != found.spec.plain():
+            shapes = data.spec.shape, found.spec.shape
+            message = f"dataset: its samples are {shapes[0]}, the model's {shapes[1]}"
+            raise ConfigError(message, "fit on data like those of the training")
+        assert isinstance(model.process, Diffusion)
+        times = known_times(model.process, values["times"])
+        moments = Moments()
+        for x0, _, _ in _batches(data, values, device):
+            moments.add(x0)
+        say(f"{found.folder} ({values['weights']} weights), {devices.label(device)}")
+        say(f"{moments.count} data at {len(times)} times")
+        fit = Fit(model, times, moments)
+        stop.begin()
+        batch = values["batch"]
+        total = -(-moments.count // batch) * len(times)
+        hint = f"batch={max(1, batch // 2)}"
+        with (
+            tqdm(total=total, unit="call", disable=None, dynamic_ncols=True) as bar,
+            memory(f"fit: batch={batch}", hint),
+        ):
+            for x0, cond, rng in _batches(data, values, device):
+                for _ in fit.add(x0, rng, **cond):
+                    bar.update()
+                    if stop.requested:
+                        stop.end("nothing was kept")
+    derived = Derived(found, values["weights"])
+    told = ("variance", "n", "times", "seed", "batch")
+    about = {key: values[key] for key in told} | {"dataset": node, "step": found.step}
+    derived.write(name, fit.tensors(), about)
+    say(f"dcli sample ckpt={found.home} guidance={name}")
+    print(derived.folder / name)
+    return None
+
+
+def _batches(
+    data: Dataset, values: Config, device: torch.device
+) -> Iterator[tuple[Tensor, dict[str, Tensor], Rng]]:
+    """Every sample once, up to `n` of them, in a fixed random order."""
+    size = len(data)
+    last = min(values["n"], size)
+    for begin in range(0, last, values["batch"]):
+        place = torch.arange(begin, min(begin + values["batch"], last))
+        rows = shuffled(place, size, values["seed"])
+        rng = Rng(values["seed"], rows).child("fit")
+        x0, cond = data.batch(rows, rng.child("augment"))
+        cond = {name: value.to(device) for name, value in cond.items()}
+        yield x0.to(device), cond, rng.of(rows.to(device))
