@@ -14,8 +14,12 @@ from torch.nn.functional import pad
 
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Batch, Dataset
+from diffusion_cli.datasets.decoding import Decoder
+from diffusion_cli.datasets.given import ARRAYS, array, broken, checked, files_in
+from diffusion_cli.datasets.sources import EXTENSIONS, Entry, Folder, shown
 from diffusion_cli.datasets.storage import staged
 from diffusion_cli.datasets.tables import Table
+from diffusion_cli.errors import DataError
 from diffusion_cli.rng import Rng
 
 RESIDENT = 2 * 2**30  # bytes; a set of at most this size lives on the device
@@ -94,6 +98,28 @@ class Images(Dataset, ABC):
                 Image.fromarray(channels).save(part, format="PNG")
 
     @classmethod
+    def load(cls, path: Path, spec: Spec) -> Tensor:
+        channels, height, width = spec.shape
+        decoder = Decoder((width, height), "exact", channels)
+        found: list[Tensor] = []
+        for file in files_in(path, EXTENSIONS):
+            if file.suffix.lower() in ARRAYS:
+                found.append(checked(file, array(file), spec.shape))
+                continue
+            info = file.stat()
+            entry = Entry(file.name, info.st_size, info.st_mtime_ns)
+            image = decoder(Folder(file.parent), entry)
+            if image.fault:
+                raise broken(file, image.fault)
+            if image.pixels is None:
+                message = f"{shown(str(file))}: {image.size[0]}x{image.size[1]} pixels"
+                raise DataError(
+                    message, f"the model's have {width}x{height}", "DATA-SIZE"
+                )
+            found.append(_from_grey(torch.from_numpy(image.pixels.copy())[None], spec))
+        return torch.cat(found)
+
+    @classmethod
     def picture(cls, x: Tensor, spec: Spec) -> Tensor:
         zoom = max(1, LEGIBLE // max(spec.shape[1:]))
         tiles = quantise(x, spec).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
@@ -112,6 +138,12 @@ def quantise(x: Tensor, spec: Spec) -> Tensor:
     top = _levels(spec) - 1
     level = ((x.detach().float().cpu().clamp(-1, 1) + 1) * (top / 2)).round()
     return (level * (255 / top)).round().to(torch.uint8)
+
+
+def _from_grey(pixels: Tensor, spec: Spec) -> Tensor:
+    """x in [-1, 1] at the nearest level for uint8 pixels: the inverse of `quantise`."""
+    top = _levels(spec) - 1
+    return (pixels.float() * (top / 255)).round() * (2 / top) - 1
 
 
 def _levels(spec: Spec) -> int:

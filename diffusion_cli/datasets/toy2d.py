@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Batch, Dataset, datasets
+from diffusion_cli.datasets.given import ARRAYS, array, broken, checked, files_in
 from diffusion_cli.datasets.storage import staged
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
@@ -66,6 +67,19 @@ def _rings(rng: Rng) -> Points:
     part = rng.child("part").integers(4, (len(rng),))
     angle = 2 * math.pi * rng.child("along").uniform((len(rng),))
     return _polar((1 + part) / 2, angle) + _spread(rng, 0.05), part
+
+
+def _points(path: Path) -> Tensor:
+    """The rows of a .csv with or without a header, or the points of an array."""
+    if path.suffix.lower() in ARRAYS:
+        return array(path)
+    try:
+        lines = path.read_text().splitlines()
+        header = bool(lines) and any(c.isalpha() for c in lines[0].replace("e", ""))
+        table = np.loadtxt(lines[header:], np.float32, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise broken(path, str(error)) from error
+    return torch.from_numpy(table)
 
 
 def _polar(radius: Tensor | float, angle: Tensor) -> Tensor:
@@ -149,6 +163,15 @@ class Toy2D(Dataset):
         table = x.detach().float().cpu().numpy()
         with staged(folder / f"{first:06d}.csv") as part:
             np.savetxt(part, table, "%.9g", ",", header="x,y", comments="")
+
+    @classmethod
+    def load(cls, path: Path, spec: Spec) -> Tensor:
+        return torch.cat(
+            [
+                checked(file, _points(file), spec.shape)
+                for file in files_in(path, (".csv",))
+            ]
+        )
 
     @classmethod
     def picture(cls, x: Tensor, spec: Spec) -> Tensor:

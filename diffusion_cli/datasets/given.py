@@ -1,0 +1,82 @@
+"""Samples that a user gives as files: what every data set reads back. No class here."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_cli.datasets.sources import shown
+from diffusion_cli.errors import DataError
+
+ARRAYS = (".npz", ".npy")
+FAR = 10.0  # data is of order one: larger numbers are levels of grey, or a mistake
+
+
+def files_in(path: Path, endings: tuple[str, ...]) -> list[Path]:
+    """A file, or the files of a folder that `save` wrote, or all there are, sorted.
+
+    Files with a number for a name are taken alone, so that a folder of `dcli sample`
+    gives its samples and not the pictures beside them.
+    """
+    if not path.exists():
+        message = f"{shown(str(path))} does not exist"
+        raise DataError(message, "a file or a folder of samples", "DATA-PATH")
+    if path.is_file():
+        return [path]
+    found = sorted(
+        each
+        for each in path.rglob("*")
+        if each.suffix.lower() in endings
+        and not any(part.startswith(".") for part in each.relative_to(path).parts)
+        and each.is_file()
+    )
+    numbered = [each for each in found if each.stem.isdigit() and each.parent == path]
+    if numbered or found:
+        return numbered or found
+    whole = path / "samples.npz"
+    if whole.is_file():
+        return [whole]
+    message = f"{shown(str(path))}: no samples ({', '.join(endings)})"
+    raise DataError(message, "a file or a folder of samples", "DATA-EMPTY")
+
+
+def array(path: Path) -> Tensor:
+    """The numbers of a .npy, or of `samples` in a .npz as `dcli sample` writes it."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded:
+                names = loaded.files
+                if "samples" not in names and len(names) != 1:
+                    raise ValueError(f"no array `samples` among {', '.join(names)}")
+                loaded = loaded["samples" if "samples" in names else names[0]]
+        if not np.issubdtype(loaded.dtype, np.floating):
+            raise ValueError(f"{loaded.dtype} numbers; samples are floats around 0")
+        return torch.from_numpy(np.asarray(loaded, np.float32))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise broken(path, str(error)) from error
+
+
+def broken(path: Path, reason: str) -> DataError:
+    """The refusal of a file that cannot be read."""
+    return DataError(
+        f"{shown(str(path))}: cannot be read: {shown(reason)}", "", "DATA-BAD"
+    )
+
+
+def checked(path: Path, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The samples of one file, (N, ...), if they are samples of that shape."""
+    if tuple(x.shape[1:]) != shape or not len(x):
+        wanted = ", ".join(map(str, ("N", *shape)))
+        message = f"{shown(str(path))}: samples of shape {tuple(x.shape)}"
+        raise DataError(message, f"the model's are ({wanted})", "DATA-SIZE")
+    if not bool(x.isfinite().all()):
+        raise broken(path, "some numbers are not finite")
+    if float(x.abs().max()) > FAR:
+        reason = f"numbers up to {float(x.abs().max()):g}; data is of order one"
+        raise broken(path, reason)
+    return x

@@ -1,0 +1,138 @@
+"""Samples read back from files: the inverse of `save`, and what can be wrong."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from oracles import rows
+from PIL import Image
+
+from diffusion_cli.core import Spec
+from diffusion_cli.datasets import datasets
+from diffusion_cli.datasets.images import image_spec
+from diffusion_cli.errors import DataError
+
+IMAGES, TOY = datasets["digits"], datasets["toy2d"]
+GREY, COLOUR = image_spec((1, 8, 8), (), 17), image_spec((3, 6, 4), ())
+PLANE = Spec((2,))
+
+
+def levels(spec, count=5):
+    top = int(spec.codec["levels"]) - 1
+    x = rows(count).integers(top + 1, (count, *spec.shape))
+    return x * (2 / top) - 1
+
+
+@pytest.mark.parametrize("spec", [GREY, COLOUR], ids=["grey", "colour"])
+def test_images_come_back_as_they_were_saved(spec, tmp_path):
+    x = levels(spec)
+    IMAGES.save(x[:3], spec, tmp_path, 0)
+    IMAGES.save(x[3:], spec, tmp_path, 3)
+    Image.new("RGB", (300, 300)).save(tmp_path / "grid.png")
+    torch.testing.assert_close(IMAGES.load(tmp_path, spec), x)
+    one = IMAGES.load(tmp_path / "000003.png", spec)
+    torch.testing.assert_close(one, x[3:4])
+
+
+def test_a_folder_of_pictures_with_other_names_is_read_in_their_order(tmp_path):
+    for name, level in (("b.PNG", 255), ("a.jpg", 0), ("c/d.webp", 128)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 6), level).save(path)
+    found = IMAGES.load(tmp_path, COLOUR)
+    assert found.shape == (3, 3, 6, 4)
+    means = found.flatten(1).mean(1).tolist()
+    assert means == pytest.approx([-1, 1, 256 / 255 - 1], abs=0.02)
+
+
+@pytest.mark.parametrize(("kind", "spec"), [(IMAGES, GREY), (TOY, PLANE)])
+def test_arrays_as_dcli_sample_writes_them(kind, spec, tmp_path):
+    x = rows(4).normal((4, *spec.shape)).clamp(-1, 1)
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    np.savez(folder / "samples.npz", samples=x.numpy(), labels=np.arange(4))
+    np.save(tmp_path / "x.npy", x.double().numpy())
+    np.savez(tmp_path / "one.npz", x.numpy())
+    for place in (folder / "samples.npz", folder, tmp_path / "x.npy"):
+        found = kind.load(place, spec)
+        assert found.dtype == torch.float32 and torch.equal(found, x)
+    assert torch.equal(kind.load(tmp_path / "one.npz", spec), x)
+
+
+def test_points_come_back_as_they_were_saved(tmp_path):
+    x = rows(7).normal((7, 2))
+    TOY.save(x[:4], PLANE, tmp_path, 0)
+    TOY.save(x[4:], PLANE, tmp_path, 4)
+    assert torch.equal(TOY.load(tmp_path, PLANE), x)
+    bare = tmp_path / "bare.txt"
+    bare.write_text("1e-1,2\n-3,4.5\n")
+    assert TOY.load(bare, PLANE).tolist() == [[pytest.approx(0.1), 2], [-3, 4.5]]
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def png(width, height):
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+OBJECTS = npz(samples=np.array([{"a": 1}], object))
+FAULTS = [
+    (IMAGES, GREY, "x.png", png(9, 8), "9x8 pixels", "the model's have 8x8"),
+    (IMAGES, GREY, "x.png", png(8, 8)[:45], "cannot be read", ""),
+    (IMAGES, GREY, "x.png", b"", "cannot be read", ""),
+    (IMAGES, GREY, "x.txt", b"hello", "cannot be read", ""),
+    (IMAGES, GREY, "x.npz", b"PK\3\4 torn", "cannot be read", ""),
+    (IMAGES, GREY, "x.npy", b"", "cannot be read", ""),
+    (IMAGES, GREY, "x.npz", OBJECTS, "cannot be read", ""),
+    (IMAGES, GREY, "x.npz", npz(a=np.ones(1), b=np.ones(1)), "no array `samples`", ""),
+    (
+        IMAGES,
+        GREY,
+        "x.npz",
+        npz(samples=np.ones((2, 1, 8, 9))),
+        "(2, 1, 8, 9)",
+        "1, 8, 8",
+    ),
+    (IMAGES, GREY, "x.npz", npz(samples=np.ones((0, 1, 8, 8))), "(0, 1, 8, 8)", ""),
+    (
+        IMAGES,
+        GREY,
+        "x.npz",
+        npz(samples=np.ones((1, 1, 8, 8), int)),
+        "int64 numbers",
+        "",
+    ),
+    (IMAGES, GREY, "x.npz", npz(samples=np.full((1, 1, 8, 8), 255.0)), "up to 255", ""),
+    (IMAGES, GREY, "x.npz", npz(samples=np.full((1, 1, 8, 8), np.nan)), "finite", ""),
+    (TOY, PLANE, "x.csv", b"x,y\n1,2\n3\n", "cannot be read", ""),
+    (TOY, PLANE, "x.csv", b"x,y,z\n1,2,3\n", "(1, 3)", "(N, 2)"),
+    (TOY, PLANE, "x.csv", b"x,y\n", "(0, ", ""),
+    (TOY, PLANE, "x.csv", b"x,y\n1,nan\n", "finite", ""),
+    (TOY, PLANE, "x.csv", b"\xff\xfe\0", "cannot be read", ""),
+    (TOY, PLANE, "x.npz", npz(samples=np.ones((2, 3))), "(2, 3)", "(N, 2)"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*no data")
+@pytest.mark.parametrize(("kind", "spec", "name", "data", "message", "hint"), FAULTS)
+def test_faults_name_the_file(kind, spec, name, data, message, hint, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        kind.load(path, spec)
+    text = caught.value.render()
+    assert str(path) in text and message in text and hint in text
+
+
+@pytest.mark.parametrize(("kind", "spec"), [(IMAGES, GREY), (TOY, PLANE)])
+def test_nothing_to_read(kind, spec, tmp_path):
+    for path, message in ((tmp_path, "no samples"), (tmp_path / "no", "not exist")):
+        with pytest.raises(DataError, match=message):
+            kind.load(path, spec)
