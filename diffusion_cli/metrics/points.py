@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -65,3 +66,8 @@ def optimal_transport(x: Tensor, y: Tensor) -> float:
         raise EnvironmentFault(message, "pip install 'diffusion-cli[ot]'") from error
     cost = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
     return math.sqrt(ot.emd2([], [], cost.numpy(), numItermax=10_000_000))
+
+
+def available() -> bool:
+    """Whether the package POT is there."""
+    return importlib.util.find_spec("ot") is not None
