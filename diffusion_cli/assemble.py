@@ -23,6 +23,8 @@ from diffusion_cli.objectives import Objective, objectives
 from diffusion_cli.parametrisations import parametrisations
 from diffusion_cli.processes import Flow, Process, processes
 from diffusion_cli.processes.affine import Affine, Diffusion
+from diffusion_cli.processes.rays import Charged
+from diffusion_cli.processes.tokens import Masking, Tokens
 from diffusion_cli.registry import check_call
 from diffusion_cli.samplers import Sampler, samplers
 
@@ -33,6 +35,13 @@ OFFERS = {
     Flow: "a process with a velocity",
     Affine: "an affine process (alpha x_0 + sigma n)",
     Diffusion: "a process with Gaussian noise",
+    Charged: "a process of charges (process=pfgm or pfgmpp)",
+    Tokens: "a process on tokens",
+    Masking: "a process that masks tokens",
+}
+FITTING = {
+    "continuous": "process=ddpm, flow or another of `dcli list process`",
+    "tokens": "dataset=text, markov or digit_tokens",
 }
 
 

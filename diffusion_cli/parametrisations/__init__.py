@@ -18,6 +18,7 @@ class Parametrisation(ABC):
     needs: ClassVar[type[Process]] = Process
     about: ClassVar[Literal["x0", "label"]] = "x0"  # what its belief is about
     second: ClassVar[Literal["", "variance", "moment"]] = ""  # of a second output
+    own: ClassVar[bool] = False  # whether its output has an error of its own: `errors`
 
     timeless: bool = False  # whether the network does not see the time
 
@@ -46,6 +47,12 @@ class Parametrisation(ABC):
         self, out: Tensor, x: Tensor, t: Tensor, noise: Tensor, process: Process
     ) -> tuple[Tensor, Tensor]:
         """A predicted second moment and a draw of it, if `second` is a moment."""
+        raise NotImplementedError
+
+    def errors(
+        self, out: Tensor, mean: Tensor, x: Tensor, t: Tensor, process: Process
+    ) -> Tensor:
+        """Squared errors (B,) against the output that stands for `mean`, if `own`."""
         raise NotImplementedError
 
 

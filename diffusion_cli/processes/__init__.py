@@ -44,6 +44,10 @@ class Process(nn.Module, ABC):
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = F_t(x_0, noise): deterministic."""
 
+    def aim(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """What a belief is to be the mean of: x_0, unless paths from it are curved."""
+        return x0
+
     @abstractmethod
     def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
         """Draw x_1, of shape (B, ...)."""
