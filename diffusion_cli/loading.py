@@ -45,14 +45,18 @@ def batches(
     micro_batch: int,
     device: torch.device,
     workers: int,
+    reference: int = 0,
 ) -> Iterator[Iterator[MicroBatch]]:
     """The micro-batches of the steps `first .. last - 1`, lazily, an iterator a step.
+
+    With `reference`, the first micro-batch of a step has as many more samples among its
+    conditions, `reference` and `reference_label`, drawn by a stream of their own.
 
     The first micro-batch is checked against the `Spec` of the data (`DataError`). Data
     that is resident on the device is gathered there; other data passes through workers
     and pinned memory. Every step must be used up before the next one is asked for.
     """
-    order = _Order(seed, batch, micro_batch, len(data))
+    order = _Order(seed, batch, micro_batch, len(data), reference)
     if data.to(device):
         stream = _resident(data, order, first, last, device)
     else:
@@ -73,12 +77,27 @@ class _Order(NamedTuple):
     batch: int
     micro_batch: int
     length: int
+    reference: int
 
     def samples(self, place: Tensor) -> Tensor:
         return shuffled(place, self.length, self.seed)
 
     def rng(self, step: int, rows: Tensor) -> Rng:
         return Rng(self.seed, rows, step).child("augment")
+
+    def micro(
+        self, data: Dataset, index: Tensor, step: int, rows: Tensor, first: bool
+    ) -> MicroBatch:
+        """The samples at `index`; the first of a step bring its reference."""
+        x0, cond = data.batch(index, self.rng(step, rows))
+        if self.reference and first:
+            drawn = torch.arange(self.reference, device=rows.device)
+            rng = Rng(self.seed, drawn, step).child("reference")
+            chosen = rng.integers(self.length, (self.reference,))
+            more, about = data.batch(chosen, rng.child("augment"))
+            named = {f"reference_{key}": value for key, value in about.items()}
+            cond = {**cond, "reference": more, **named}
+        return MicroBatch(x0, cond, rows)
 
 
 def _resident(
@@ -91,8 +110,8 @@ def _resident(
         place = torch.arange(start * order.batch, stop * order.batch, device=device)
         steps = order.samples(place).view(-1, *parts.shape)
         for step, chosen in enumerate(steps, start):
-            for rows, index in zip(parts, chosen, strict=True):
-                yield MicroBatch(*data.batch(index, order.rng(step, rows)), rows)
+            for part, (rows, index) in enumerate(zip(parts, chosen, strict=True)):
+                yield order.micro(data, index, step, rows, first=part == 0)
 
 
 class _Task(NamedTuple):
@@ -112,7 +131,8 @@ class _Requests(TorchDataset[MicroBatch | DcliError]):
         index = self.order.samples(task.step * self.order.batch + rows)
         try:
             failpoints.hit("data.item", task.step)
-            return MicroBatch(*self.data.batch(index, rng), rows)
+            first = task.row == 0
+            return self.order.micro(self.data, index, task.step, rows, first)
         except Exception as error:  # a data set may raise anything; workers lose types
             return self._blame(index, rng, error)
 

@@ -177,11 +177,13 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """Accumulate the gradient of the mean loss; losses and times, each (B,)."""
         losses, times, first = [], [], 0
+        common: dict[str, Tensor] = {}  # what the first micro-batch brings for all
         for x0, cond, rows in batch:
+            common |= {key: cond[key] for key in cond if key.startswith("reference")}
             _reseed(self.device, f"{self.seed}/{state.step}/{first}")
             first += len(x0)
             rng = Rng(self.seed, rows, state.step).child("train")
-            loss = state.objective(state.model, x0, rng, **cond)
+            loss = state.objective(state.model, x0, rng, **(cond | common))
             if failpoints.hit("step.loss", state.step + 1):
                 loss = loss * math.nan
             total = loss.sum() / self.settings.batch

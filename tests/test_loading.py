@@ -108,6 +108,23 @@ def test_another_seed_gives_other_batches() -> None:
     assert not same(load(Ramp()), load(Ramp(), seed=4))
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_reference_of_a_step_is_its_own_stream(resident: bool) -> None:
+    plain = load(Ramp(resident=resident))
+    found = [
+        load(Ramp(resident=resident), reference=20, micro_batch=size) for size in (2, 6)
+    ]
+    assert same(plain, found[0]) and same(plain, found[1])
+    firsts = [[step[0].cond for step in steps] for steps in found]
+    for one, two in zip(*firsts, strict=True):
+        assert torch.equal(one["reference"], two["reference"])
+        assert one["reference"].shape[0] == len(one["reference_label"]) == 20
+    assert not torch.equal(firsts[0][0]["reference"], firsts[0][1]["reference"])
+    assert all("reference" not in part.cond for step in found[0] for part in step[1:])
+    indices = torch.cat([cond["reference_label"] for cond in firsts[0]])
+    assert 0.5 < float(indices.bincount(minlength=10).double().std()) < 5
+
+
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_set_smaller_than_the_batch_wraps(length: int, resident: bool) -> None:

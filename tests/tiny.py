@@ -107,6 +107,7 @@ class Setup:
             micro_batch=self.trainer.micro_batch,
             device=self.device,
             workers=0,
+            reference=self.state.objective.reference,
         )
 
     def train(self, last: int = 5) -> State:

@@ -203,6 +203,7 @@ class _Run:
             micro_batch=self.trainer.micro_batch,
             device=self.device,
             workers=self.settings.workers,
+            reference=self.parts.objective.reference,
         )
 
     def _fitting(self) -> Iterator[Tensor]:
