@@ -77,7 +77,7 @@ def test_the_commands_of_the_readme(
     Image.new("RGB", (48, 32)).save(place / "photos" / "one.png")
     verb, *rest = words
     assert verb in VERBS
-    if verb == "sample" or "-m" in rest:  # as far as the check of the config
+    if verb in ("sample", "eval", "fit") or "-m" in rest:  # as far as the check of the config
         monkeypatch.setattr(cli, "_command", lambda verb: lambda values, words: None)
     outcome = dcli("check" if verb == "train" else verb, *rest)
     assert outcome.code == 0, outcome.err
@@ -131,6 +131,13 @@ def test_the_table_of_samplers_is_that_of_the_configs() -> None:
 def test_the_table_of_data_is_that_of_the_configs() -> None:
     named = {name for row in cells("`dataset=`") for name in words_in(row[0])}
     assert named == {path.stem for path in ROOT.glob("configs/dataset/*.yaml")}
+
+
+@pytest.mark.parametrize("role", ["guidance", "metric"])
+def test_every_guidance_and_metric_has_its_row(role: str) -> None:
+    named = {name for row in cells(f"`{role}=`") for name in words_in(row[0])}
+    there = {path.stem for path in ROOT.glob(f"configs/{role}/*.yaml")}
+    assert named == there - {"none"}
 
 
 def words_in(cell: str) -> list[str]:
