@@ -33,3 +33,11 @@ def formulation(process: str) -> dict[str, Any]:
             ((group, name),) = entry.items()
             chosen[group.strip("/")] = node(group.strip("/"), name)
     return chosen
+
+
+def fitting_data(process: str) -> str:
+    """The yaml of a data set that a process can spoil, if not every one will do."""
+    kind = config.roles()["process"][node("process", process)["name"]].kind
+    if process == "cold_desaturate":
+        return "cifar10"  # three channels
+    return "digit_tokens" if kind == "tokens" else "digits"

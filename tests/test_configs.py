@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from choices import fitting_data
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -79,7 +80,8 @@ def test_every_recipe_assembles_without_data(
 
 @pytest.mark.parametrize("name", [name for group, name in GROUPS if group == "process"])
 def test_every_process_selects_parts_that_fit(name: str) -> None:
-    checked = config.check(composed("train", f"process={name}"))
+    data = f"dataset={fitting_data(name)}"
+    checked = config.check(composed("train", f"process={name}", data))
     assemble.parts(checked, assemble.spec_of(checked), device="meta")
 
 

@@ -13,6 +13,8 @@ import pytest
 from choices import formulation, options
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pictures import put
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import control, interrupted, outcome, place, tiny
 
@@ -58,9 +60,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert outcome(folder) == outcome(control)
 
 
+def data(process: str) -> dict[str, Any]:
+    """The points of a tiny run, or images for a process that spoils images."""
+    if process == "cold_desaturate":
+        for level in range(6):
+            colour = (40 * level, 200 - 30 * level, 90)
+            put(Image.new("RGB", (4, 4), colour), Path("photos") / f"{level}.png")
+        return {"dataset": {"name": "image_folder", "path": "photos", "cache": "cache"}}
+    if process.startswith("cold_"):
+        return {"dataset": {"name": "digits"}}
+    return {}
+
+
 @pytest.mark.parametrize("process", options("process"))
 def test_every_formulation_resumes(process: str) -> None:
     own = formulation(process) | {"sampler": tiny()["sampler"]}
+    own |= data(process)
     train.run(tiny(out="whole", **own), [])
     for step in (3, 8):
         assert interrupted(Path("parts"), step, **own) == 143
