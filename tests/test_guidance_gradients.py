@@ -16,6 +16,8 @@ from diffusion_cli.guidance.gradients import slope
 from diffusion_cli.guidance.others import carried
 from diffusion_cli.networks import networks
 from diffusion_cli.parametrisations import parametrisations
+from diffusion_cli.processes import Process
+from diffusion_cli.processes.affine import Affine
 from diffusion_cli.samplers import samplers
 
 MEANS = torch.tensor([[1.0, 0.5], [-0.5, 1.0], [0.0, -1.0]], dtype=torch.float64)
@@ -256,6 +258,8 @@ def test_an_interval_decides_for_every_sample_where_each_has_its_time():
     torch.testing.assert_close(q[[0, 2]], plain[[0, 2]])
     torch.testing.assert_close(q[1], strong(x, t, label=label).mean[1])
     assert not torch.allclose(q[1], plain[1])
+    asks = [guided(model, "cfg", **own).needs for own in ({}, {"high": 1.0})]
+    assert asks == [Process, Affine]  # only an interval asks for a noise level
     with pytest.raises(ConfigError, match="high: must be > low=5 or null"):
         guided(model, "cfg", low=5.0, high=4.0)
 
