@@ -36,7 +36,16 @@ VARIANTS = [
     {"name": "eab", "order": 1},
     {"name": "eab", "order": 2},
     {"name": "eab", "order": 3},
+    {"name": "rk4"},
+    {"name": "dpmpp", "order": 2, "correct": True},
+    {"name": "dpmpp", "order": 3, "correct": True},
+    {"name": "eab", "order": 1, "correct": True},
+    {"name": "eab", "order": 3, "correct": True},
+    {"name": "sde_dpmpp", "order": 3, "eta": 0.0},
 ]
+# those that draw, those without steps and those of tokens have files of their own
+ELSEWHERE = {"annealed_langevin", "dopri5", "euler_maruyama", "pc"}
+ELSEWHERE |= {"cached", "confident", "first_hitting"}
 
 
 def build(name, steps, grid=UNIFORM, **own):
@@ -189,6 +198,25 @@ def test_golden_errors_on_edms_grid(name, goldens):
         assert abs(float(before) / exact - 1) == pytest.approx(golden, rel=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("dpmpp", 1), ("dpmpp", 2), ("dpmpp", 3), ("eab", 1), ("eab", 2)],
+)
+def test_a_correction_costs_nothing_and_gains_an_order(name, order):
+    """At 40 calls the error is at most half (and grows for `eab` of order 3)."""
+    found = []
+    for correct in (False, True):
+        variant = {"name": name, "order": order, "correct": correct}
+        process = gaussian("vp")
+        data, x = NormalData(process, 0.25, m=0.7), rows(32).normal((32, 2)).double()
+        sampler = build(steps=40, grid={"name": "log_sigma"}, **variant)
+        assert sampler.calls(40) == 40 and sampler.order == order + correct
+        *_, before, _ = sampler.trajectory(data, x, rows(32))
+        exact = data.exact(x, number(1.0), sampler.grid(process, 40)[-2])
+        found.append(float((before - exact).norm()))
+    assert found[0] > 2 * found[1]
+
+
 def observed_order(variant, schedule, grid, counts):
     process = gaussian(schedule)
     data = NormalData(process, 0.25, m=0.7)
@@ -207,7 +235,7 @@ def observed_order(variant, schedule, grid, counts):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("schedule", ["karras", "vp", "subvp", "ve"])
 def test_order_of_convergence(variant, schedule):
-    got, claimed = observed_order(variant, schedule, {"name": "log_sigma"}, [80, 160])
+    got, claimed = observed_order(variant, schedule, {"name": "log_sigma"}, [160, 320])
     assert got > claimed - 0.2
 
 
@@ -215,7 +243,7 @@ def test_order_of_convergence(variant, schedule):
 @pytest.mark.parametrize("schedule", ["straight", "trigonometric"])
 def test_order_of_convergence_on_paths_that_end_without_signal(variant, schedule):
     grid = {"name": "log_sigma", "sigma_max": 40.0}
-    got, claimed = observed_order(variant, schedule, grid, [80, 160])
+    got, claimed = observed_order(variant, schedule, grid, [160, 320])
     assert got > claimed - 0.2
 
 
@@ -228,10 +256,11 @@ def test_convergence_from_no_signal_at_all(variant, schedule):
 
 
 def test_every_sampler_is_measured():
-    assert {variant["name"] for variant in VARIANTS} == set(samplers.names())
+    measured = {variant["name"] for variant in VARIANTS}
+    assert set(samplers.names()) <= measured | ELSEWHERE
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp", "eab"])
+@pytest.mark.parametrize("name", ["euler", "heun", "rk4", "dpmpp", "eab"])
 def test_the_last_step_returns_the_belief(name):
     """T11.3."""
     for schedule in SMOOTH:
@@ -243,7 +272,7 @@ def test_the_last_step_returns_the_belief(name):
         torch.testing.assert_close(after, data(before, t).mean, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["ancestral", "euler", "heun", "dpmpp", "eab"])
+@pytest.mark.parametrize("name", ["ancestral", "euler", "heun", "rk4", "dpmpp", "eab"])
 def test_paths_with_the_same_noise_levels_are_the_same(name):
     """T11.5: identical trajectories in x / alpha on a shared grid of sigma / alpha."""
     grid = {"name": "rho", "rho": 7.0, "sigma_min": 0.02, "sigma_max": 40.0}

@@ -34,6 +34,7 @@ class Sampler(ABC):
     steps: int = 0  # 0: it chooses its own
     order: int = 1  # claimed order of convergence; tested
     draws: bool = False  # whether its steps are the process's own and have a variance
+    timeless: bool = False  # whether it needs beliefs that are the same at all times
 
     @property
     def needs(self) -> type[Process]:
@@ -43,6 +44,10 @@ class Sampler(ABC):
     def calls(self, steps: int) -> int:
         """Number of denoiser calls in `steps` steps."""
         return steps
+
+    def check(self, process: Process) -> None:  # optional
+        """Raise a `ConfigError` for a process that `needs` alone cannot rule out."""
+        return
 
     def counted(self) -> dict[str, int]:
         """What else it counted so far, such as rejected steps."""

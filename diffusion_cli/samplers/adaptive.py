@@ -21,13 +21,13 @@ from diffusion_cli.settings import require
 class Dopri5(Sampler):
     """Dormand and Prince's adaptive method of order 5 on the probability-flow ODE.
 
-    dy/dc = slope,   local error of every sample <= atol + rtol |y|
+    dy / d log c = c dy/dc,   local error of every sample <= atol + rtol |y|
 
     y = x / scale and c are the coordinates of the process's chart, from t = 1 to the
-    first time trained, where the belief is returned. The state is float64 whatever the
-    denoiser computes in. The batch shares its steps, so that a sample depends on the
-    batch around it to within the tolerance. A process of discrete times is asked
-    between them.
+    first time trained, where the belief is returned; in log c steps keep their size and
+    few are rejected. The state is float64 whatever the denoiser computes in. The batch
+    shares its steps, so that a sample depends on the batch around it to within the
+    tolerance. A process of discrete times is asked between them.
 
     Reference: Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae";
         Song et al. 2021, section 4.3, arXiv:2011.13456.
@@ -67,16 +67,17 @@ class Dopri5(Sampler):
         times = torch.linspace(high, low, self.frames + 1, dtype=torch.float64)
         chart = process.chart(times)
 
-        def slope(clock: Tensor, y: Tensor) -> Tensor:
-            t = process.instant(clock.cpu())
+        def field(log: Tensor, y: Tensor) -> Tensor:
+            clock = log.cpu().exp()
+            t = process.instant(clock)
             state = process.chart(t).scale * y
             q = denoiser(state.to(x.dtype), t)
-            return process.slope(q.around(q.mean.double()), state, t)
+            return clock * process.slope(q.around(q.mean.double()), state, t)
 
         path = integrate(
-            slope,
+            field,
             x.double() / chart.scale[0],
-            chart.clock,
+            chart.clock.log(),
             rtol=self.rtol,
             atol=self.atol,
             counts=self.counts,

@@ -33,6 +33,7 @@ class Ancestral(Sampler):
     def __init__(self, grid: Grid, steps: int = 1000, **how: Any) -> None:
         require(steps >= 1, "steps", steps, ">= 1")
         self.grid, self.steps, self.how = grid, steps, how
+        self.draws = how.get("eta") != 0
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Iterator[Tensor]:

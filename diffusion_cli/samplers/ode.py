@@ -178,7 +178,8 @@ class RK4(Sampler):
             if s == 0:
                 x = q.mean
             else:
-                half = process.instant((process.chart(t).clock + process.chart(s).clock) / 2)
+                clocks = process.chart(t).clock + process.chart(s).clock
+                half = process.instant(clocks / 2)
                 total = slope = process.slope(q, x, t)
                 for end, weight in ((half, 2), (half, 2), (s, 1)):
                     ahead = move(process, x, slope, t, end)
