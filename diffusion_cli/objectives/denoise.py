@@ -47,6 +47,11 @@ class Denoise(Objective):
         """What both the weight and the time law ask of the process."""
         return max(self.weight.needs, self.time.needs, key=lambda need: len(need.mro()))
 
+    def fits(self, model: Model) -> str | None:
+        if not model.parametrisation.second:
+            return None
+        return "trains no variance; hybrid, vlb and second_moment do"
+
     def forward(self, model: Model, x0: Tensor, rng: Rng, **cond: Tensor) -> Tensor:
         process = model.process
         t = self.time(process, rng.child("time"))
