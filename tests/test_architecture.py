@@ -54,7 +54,7 @@ def under(*folders: str) -> list[Path]:
 BASE = {"core", "registry", "rng", "errors", "settings"}
 ARROWS = {
     "networks": set(),
-    "processes": set(),
+    "processes": {"datasets"},
     "parametrisations": {"processes"},
     "couplings": set(),
     "datasets": {"failpoints"},

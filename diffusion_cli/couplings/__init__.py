@@ -15,6 +15,13 @@ Coupled = tuple[Tensor, Tensor, dict[str, Tensor]]
 class Coupling(ABC):
     """Pairs clean samples with noise; both marginals stay as they are."""
 
+    def stream(self, rng: Rng, **cond: Tensor) -> Rng:
+        """Where the noise of these samples comes from; by default a stream of the step.
+
+        Conditions that only the coupling reads are taken out by `__call__`.
+        """
+        return rng
+
     @abstractmethod
     def __call__(self, x0: Tensor, noise: Tensor, rng: Rng, **cond: Tensor) -> Coupled:
         """The paired (x_0, noise, conditions), each with one row per sample."""

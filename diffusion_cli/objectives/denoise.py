@@ -55,14 +55,16 @@ class Denoise(Objective):
     def forward(self, model: Model, x0: Tensor, rng: Rng, **cond: Tensor) -> Tensor:
         process = model.process
         t = self.time(process, rng.child("time"))
-        noise = process.noise(x0, rng.child("corruption"))
+        drawn = self.coupling.stream(rng.child("corruption"), **cond)
+        noise = process.noise(x0, drawn)
         x0, noise, cond = self.coupling(x0, noise, rng.child("coupling"), **cond)
         if self.drop and "label" in cond:
             kept = rng.child("drop").uniform((len(x0),)) >= self.drop
             cond["label"] = torch.where(kept, cond["label"], -1)
-        q = model(process.corrupt(x0, t, noise), t, **cond)
+        x = process.corrupt(x0, t, noise)
+        q = model(x, t, **cond)
         weight = self.weight(process, t) * self.time.correction(t)
-        losses = weight.float() * q.nll(x0).flatten(1).mean(1)
+        losses = weight.float() * q.nll(process.aim(x0, x, t)).flatten(1).mean(1)
         self.times, self.squared = t, isinstance(q, Point)
         return losses  # type: ignore[no-any-return]
 
