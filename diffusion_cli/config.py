@@ -221,7 +221,14 @@ def _ranges(registry: Registry[Any], node: Config) -> list[ConfigError]:
     """What a constructor says, where it needs no value of the run."""
     from torch import nn, zeros
 
-    stand_ins = {"coupling": None, "context": None, "params": [nn.Parameter(zeros(1))]}
+    from diffusion_cli.core import Spec
+
+    stand_ins = {
+        "coupling": None,
+        "context": None,
+        "data": Spec((3, 1, 1)),  # an image, for processes that ask for one
+        "params": [nn.Parameter(zeros(1))],
+    }
     if not stand_ins.keys() >= set(registry.given):
         return []
     try:

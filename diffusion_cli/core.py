@@ -44,6 +44,11 @@ class Spec:
         """Number of scalar coordinates of one sample."""
         return math.prod(self.shape)
 
+    @property
+    def points(self) -> bool:
+        """Whether samples are points of a space, seen best all at once."""
+        return len(self.shape) == 1 and self.kind == "continuous"
+
     def plain(self) -> dict[str, Any]:
         """A dictionary that JSON can hold; `Spec.parse` reads it back."""
         values = asdict(self)

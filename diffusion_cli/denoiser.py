@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_cli.core import Posterior, Spec
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.networks import Network
 from diffusion_cli.parametrisations import Parametrisation
 from diffusion_cli.processes import Process
@@ -22,6 +23,7 @@ class Denoiser(nn.Module, ABC):
     needs: type[Process] = Process  # what a guidance asks of the process
     labelled: bool = False  # whether a guidance asks for labels that can be left out
     tilts: bool = False  # whether it only acts on steps that draw: `Posterior.tilt`
+    timeless: bool = False  # whether its belief is the same at all times
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
@@ -39,6 +41,7 @@ class _Given(Denoiser):
     def __init__(self, inner: Denoiser, cond: dict[str, Tensor]) -> None:
         super().__init__()
         self.inner, self.cond, self.process = inner, cond, inner.process
+        self.timeless = inner.timeless
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
         return self.inner(x, t, **self.cond, **cond)  # type: ignore[no-any-return]
@@ -64,6 +67,7 @@ class Model(Denoiser):
         super().__init__()
         self.process, self.network = process, network
         self.parametrisation, self.spec = parametrisation, spec
+        self.timeless = parametrisation.timeless
         self.around: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def forward(
@@ -107,3 +111,7 @@ class Context(ABC):
     @abstractmethod
     def recorded(self, name: str) -> Tensor:
         """A buffer of the objective as training left it."""
+
+    def prompt(self, text: str, mask: str) -> Tensor:
+        """The tokens of a text, (L,), -1 where it says `mask` and after its end."""
+        raise ConfigError("prompt: there is no data here that could read it")

@@ -92,7 +92,7 @@ class Gallery:
                 np.savez(buffer, **arrays)  # type: ignore[arg-type]  # of arrays
                 self._write(self.folder / "samples.npz", buffer.getvalue())
             if "grid" in formats:
-                shown = n if len(self.spec.shape) == 1 else min(n, SHOWN)
+                shown = n if self.spec.points else min(n, SHOWN)
                 self._picture("grid.png", torch.cat(list(self.samples(shown))))
 
     def film(self, states: Sequence[Tensor], form: str) -> None:
@@ -113,7 +113,8 @@ class Gallery:
 
     def shown(self, x: Tensor) -> Tensor:
         """The part of a batch that a film shows."""
-        return (x if len(self.spec.shape) == 1 else x[:TILES]).float().cpu()
+        part = x if self.spec.points else x[:TILES]
+        return (part.float() if part.is_floating_point() else part).cpu()
 
     def describe(self, about: dict[str, Any]) -> None:
         """What was asked for, and what it took, as `about.json`."""
@@ -150,7 +151,7 @@ class Gallery:
 
 def _scaled(x: Tensor) -> Tensor:
     """A noisy state at the scale of data, so that it can be seen."""
-    return x / max(1.0, float(x.std()))
+    return x / max(1.0, float(x.std())) if x.is_floating_point() else x
 
 
 def _pil(picture: Tensor) -> Image.Image:

@@ -35,10 +35,10 @@ def preview(
 @torch.no_grad()
 def _drawn(parts: Parts, seed: int, device: torch.device, stop: Stop) -> Tensor | None:
     process, spec = parts.model.process, parts.model.spec
-    count = _IMAGES if len(spec.shape) > 1 else _POINTS
+    count = _POINTS if spec.points else _IMAGES
     rows = torch.arange(count, device=device)
     rng = Rng(seed, rows).child("preview")
-    x = process.prior((count, *process.state(spec).shape), rng.child("prior"))
+    x = process.prior((count, *process.state(spec).shape), rng)
     cond = {"rows": rows}
     if spec.classes:
         cond["label"] = rows % spec.classes

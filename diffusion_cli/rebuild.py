@@ -130,6 +130,9 @@ class Place(Context):
     def samples(self, path: str) -> Tensor:
         return self.kind.load(Path(path).expanduser(), self.spec).to(self.device)
 
+    def prompt(self, text: str, mask: str) -> Tensor:
+        return self.kind.prompt(text, self.spec, mask).to(self.device)
+
     def fitted(self, name: str) -> Mapping[str, Tensor]:
         found = self._sampled(f"what `dcli fit` finds under `{name}`")
         values = Derived(found, self.weights).read(name)

@@ -58,6 +58,11 @@ class Dataset(ABC):
         raise ConfigError(f"{path}: this data set cannot read samples back")
 
     @classmethod
+    def prompt(cls, text: str, spec: Spec, mask: str) -> Tensor:
+        """The tokens of a text, (L,), -1 where it says `mask` and after its end."""
+        raise ConfigError("prompt: these data are no text", "leave the prompt out")
+
+    @classmethod
     @abstractmethod
     def picture(cls, x: Tensor, spec: Spec) -> Tensor:
         """An overview of a batch, uint8 (3, H, W): a grid of images, a scatter plot."""

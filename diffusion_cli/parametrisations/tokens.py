@@ -12,7 +12,7 @@ from diffusion_cli.parametrisations import Parametrisation, parametrisations
 from diffusion_cli.processes import Process
 from diffusion_cli.processes.tokens import Masking, Tokens
 
-CERTAIN = 1e9  # a logit whose opposite has probability 0, and whose multiples are finite
+CERTAIN = 1e9  # the other tokens have probability 0, multiples stay finite
 
 
 @parametrisations("logits")

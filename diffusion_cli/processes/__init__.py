@@ -20,7 +20,8 @@ from diffusion_cli.rng import Rng
 class Process(nn.Module, ABC):
     """A forward process x_0 -> x_t. A module: fitted statistics reach the checkpoint.
 
-    `t` is () or (B,), float64; a time of shape () holds for the whole batch.
+    `t` is () or (B,), float64; a time of shape () holds for the whole batch. A
+    constructor that must know the data (how many tokens there are) names `data: Spec`.
     """
 
     span: tuple[float, float] = (0.0, 1.0)  # times at which the process is well defined
@@ -50,7 +51,10 @@ class Process(nn.Module, ABC):
 
     @abstractmethod
     def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
-        """Draw x_1, of shape (B, ...)."""
+        """Draw x_1, of shape (B, ...).
+
+        The steps of its trajectory get `rng.at(i)`: `rng.at(0)` is common to all.
+        """
 
     @abstractmethod
     def reverse(
@@ -96,4 +100,4 @@ class Flow(Process):
         """d(x / scale) / d clock in the coordinates of `chart`, the shape of `x`."""
 
 
-processes: Registry[Process] = Registry("process", Process, __name__)
+processes: Registry[Process] = Registry("process", Process, __name__, given=("data",))

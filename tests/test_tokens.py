@@ -1,0 +1,515 @@
+"""Discrete diffusion on tables, by enumeration (T7.1-T7.4, T7.7)."""
+
+import math
+
+import pytest
+import torch
+from oracles import number, rows
+from token_oracles import (
+    PROCESSES,
+    Table,
+    build,
+    certain,
+    entropy,
+    everything,
+    likelihood,
+    stepping,
+    symbols,
+    table,
+)
+
+from diffusion_cli.core import Categorical, Spec
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.processes import processes
+from diffusion_cli.processes.counted import Counted
+from diffusion_cli.processes.tokens import (
+    Factorised,
+    Masking,
+    Tokens,
+    choose,
+    survivals,
+)
+from diffusion_cli.samplers import samplers
+
+EVERY = sorted(PROCESSES)
+FACTORISED = ["mask", "uniform", "d3pm"]
+COUNTED = ["mask_count", "edit"]
+STEPS = {name: (0.7, 0.3) for name in ("mask", "uniform")}
+STEPS |= {"d3pm": (0.7, 0.3), "mask_count": (2 / 3, 1 / 3), "edit": (2 / 3, 1 / 3)}
+SCHEDULES = survivals.names()
+
+
+def test_every_token_process_is_tested():
+    kinds = {name for name in processes.names() if processes[name].kind == "tokens"}
+    assert kinds == set(EVERY)
+
+
+def transition(process, q, x, t, s):
+    """p(x_s | x_t) for whole sequences: (N, states), by enumeration."""
+    states = everything(symbols(process), process.length)
+    if isinstance(process, Factorised):
+        law = process.step(q, x, number(t), number(s))  # (N, L, symbols)
+        picked = law[:, torch.arange(process.length), states]  # (N, states, L)
+        return picked.prod(-1)
+    law = process.jump(q, x)  # (N, L, V): one position changes
+    total = torch.zeros(len(x), len(states), dtype=torch.float64)
+    for i in range(process.length):
+        for v in range(process.vocab):
+            after = x.clone()
+            after[:, i] = v
+            place = (states[None] == after[:, None]).all(-1).double().argmax(1)
+            total[torch.arange(len(x)), place] += law[:, i, v]
+    return total
+
+
+def data_and_states(process):
+    data = everything(process.vocab, process.length)
+    return data, everything(symbols(process), process.length)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_marg_by_enumeration(name):
+    """T7.1: sum over x_t of p(x_s | x_t, x_0) q(x_t | x_0) = q(x_s | x_0)."""
+    process = build(name)
+    (t, s), law = STEPS[name], likelihood(name, process)
+    data, states = data_and_states(process)
+    forward = law(states, data, t).T  # (data, states)
+    torch.testing.assert_close(forward.sum(1), torch.ones(len(data)).double())
+    for k, x0 in enumerate(data):
+        q = certain(x0.expand_as(states), process.vocab)
+        back = transition(process, q, states, t, s)
+        assert bool((back >= 0).all())
+        seen = forward[k] > 0
+        torch.testing.assert_close(
+            back[seen].sum(1), torch.ones(int(seen.sum())).double()
+        )
+        expected = law(states, x0[None], s)[:, 0]
+        torch.testing.assert_close(forward[k] @ back, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_corruption_has_the_law_of_the_theory(name):
+    """q(x_t | x_0) of the theory against 60,000 draws of `noise` and `corrupt`."""
+    process, n = build(name), 60_000
+    t = STEPS[name][0]
+    x0 = torch.tensor([[2, 0, 1]]).expand(n, 3)
+    x = process.corrupt(x0, torch.full((n,), t).double(), process.noise(x0, rows(n)))
+    _, states = data_and_states(process)
+    expected = likelihood(name, process)(states, x0[:1], t)[:, 0]
+    found = (x @ radix(process)).bincount(minlength=len(states)) / n
+    error = 5 * (expected * (1 - expected) / n).sqrt() + 1e-9
+    assert bool(((found - expected).abs() <= error).all())
+    once = process.corrupt(x0[:1], number(t), process.noise(x0[:1], rows(1)))
+    assert torch.equal(once, x[:1])
+
+
+def radix(process):
+    size, length = symbols(process), process.length
+    return torch.tensor([size**i for i in reversed(range(length))])
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("kernel", ["posterior", "restart"])
+def test_steps_draw_from_their_law(name, kernel):
+    """MARG by 60,000 draws of `reverse`, several positions at once; K0 and K1."""
+    process, n, x0 = build(name), 60_000, torch.tensor([[2, 0, 1]])
+    t, s = (1.0, 1 / 3) if name in COUNTED else STEPS[name]
+    clean = x0.expand(n, 3)
+    x = process.corrupt(clean, number(t), process.noise(clean, rows(n)))
+    q = certain(clean, process.vocab)
+    after = process.reverse(q, x, number(t), number(s), rows(n, 1), kernel=kernel)
+    _, states = data_and_states(process)
+    expected = likelihood(name, process)(states, x0, s)[:, 0]
+    found = (after @ radix(process)).bincount(minlength=len(states)) / n
+    error = 5 * (expected * (1 - expected) / n).sqrt() + 1e-9
+    assert bool(((found - expected).abs() <= error).all())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_mixture_is_exact_for_one_position_at_a_time(name):
+    """T7.2: with the exact belief, from the joint law of data and path.
+
+    A step that can change several positions makes them independent given x_t, so the
+    law of each position is compared; a counted step of one is compared as a whole.
+    """
+    process, (t, s) = build(name), STEPS[name]
+    exact = Table(name, process, table())
+    data, states = data_and_states(process)
+    x = states[exact.law(states, data, t).sum(1) > 0]
+    joint = exact.joint(x, t)
+    path = torch.stack(
+        [
+            transition(process, certain(x0.expand_as(x), process.vocab), x, t, s)
+            for x0 in data
+        ],
+        1,
+    )  # q(x_s | x_t, x_0), (N, data, states)
+    possible = exact.law(x, data, t)[..., None] > 0
+    true = (joint[..., None] * torch.where(possible, path, 0.0)).sum(1)
+    found = transition(process, exact(x, number(t)), x, t, s)
+    if name in COUNTED:
+        torch.testing.assert_close(found, true, rtol=1e-9, atol=1e-12)
+    for i in range(process.length):
+        for v in range(symbols(process)):
+            own = states[:, i] == v
+            torch.testing.assert_close(found[:, own].sum(1), true[:, own].sum(1))
+
+
+@pytest.mark.parametrize("matrix", ["gaussian", "uniform"])
+def test_d3pms_own_mixing_is_wrong_for_the_exact_belief(matrix):
+    """T7.2, the hazard: total variation of one step, K = 5; the mixture has none."""
+    beta = 0.4 if matrix == "uniform" else 1.0
+    levels, p = 10, table(5, 1, seed=3)
+    own = {"matrix": matrix, "levels": levels, "beta_min": beta, "beta_max": beta}
+    product = torch.eye(5).double()
+    one = stepping(5, beta)
+    if matrix == "uniform":
+        one = (1 - beta) * torch.eye(5).double() + beta / 5
+    for _ in range(4):
+        product = product @ one
+    before, after = product, product @ one  # to levels 4 and 5
+    x = torch.arange(5)[:, None]
+    weights = p * after[:, x[:, 0]].T  # p(x_0) q(x_t | x_0), (x_t, x_0)
+    q = Categorical((weights / weights.sum(1, keepdim=True)).log()[:, None])
+    truth = one[:, x[:, 0]].T * (p @ before)
+    truth = truth / truth.sum(1, keepdim=True)
+    gaps = {}
+    for mixing in ("mixture", "d3pm"):
+        process = build("d3pm", 5, 1, mixing=mixing, **own)
+        found = process.step(q, x, number(0.5), number(0.4))[:, 0]
+        gaps[mixing] = float((found - truth).abs().sum(1).max()) / 2
+    assert gaps["mixture"] < 1e-12
+    assert gaps["d3pm"] > 0.01
+    # its own optimum is not the belief but the prior of the data
+    prior = Categorical(p.log().expand(5, 1, 5))
+    found = build("d3pm", 5, 1, mixing="d3pm", **own).step(
+        prior, x, number(0.5), number(0.4)
+    )[:, 0]
+    torch.testing.assert_close(found, truth)
+
+
+def bound(process, exact, times, weights):
+    """The bound in nats per sample by quadrature over t and enumeration over x_t."""
+    data, states = data_and_states(process)
+    p, total = exact.p, 0.0
+    for t, weight in zip(times, weights, strict=True):
+        forward = exact.law(states, data, float(t)).T  # (data, states)
+        seen = (p @ forward) > 0
+        x = states[seen]
+        q = exact(x, t)
+        for k, x0 in enumerate(data):
+            own = forward[k, seen] > 0
+            part = Categorical(q.logits[own])
+            x0s = x0.expand(int(own.sum()), -1)
+            nats = process.bound(part, x0s, x[own], t.expand(len(x0s)))
+            total += float(weight * p[k] * (forward[k, seen][own] @ nats))
+    return total
+
+
+def gauss(low, high, count=24):
+    import numpy as np
+
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    t = torch.from_numpy((nodes + 1) / 2 * (high - low) + low)
+    return t, torch.from_numpy(weights / 2)  # a mean
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_masked_bound_of_exact_beliefs_is_the_entropy(schedule):
+    """T7.3: of a random 3-bit table, for any schedule."""
+    process = build("mask", 2, 3, schedule={"name": schedule}, floor=1e-9)
+    p = table(2, 3, seed=1)
+    found = bound(process, Table("mask", process, p), *gauss(1e-9, 1))
+    assert found == pytest.approx(entropy(p), abs=1e-7)
+
+
+def test_the_masked_bound_of_independent_tokens_is_their_entropy():
+    """T7.3: L H(unigram)."""
+    one = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    p = (one[everything(3, 3)]).prod(1)
+    process = build("mask", 3, 3, floor=1e-9)
+    found = bound(process, Table("mask", process, p), *gauss(1e-9, 1))
+    assert found == pytest.approx(3 * entropy(one), abs=1e-7)
+
+
+def test_a_floor_leaves_the_decoder_its_part():
+    """T7.3 with the times below the floor told by the decoder, exactly."""
+    p, floor = table(2, 3, seed=1), 0.2
+    process = build("mask", 2, 3, floor=floor)
+    exact = Table("mask", process, p)
+    data, states = data_and_states(process)
+    forward = exact.law(states, data, floor).T
+    q, decoded = exact(states, number(floor)), 0.0
+    for k, x0 in enumerate(data):
+        nats = process.decoder(q, x0.expand_as(states), states)
+        decoded += float(p[k] * (forward[k] @ nats))
+    whole = bound(process, exact, *gauss(floor, 1)) + decoded
+    below = bound(build("mask", 2, 3, floor=1e-9), exact, *gauss(1e-9, floor))
+    assert decoded >= below * floor  # hidden at once cost more than one by one
+    assert whole == pytest.approx(entropy(p) - below * floor + decoded, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_counted_bounds(name):
+    """T7.3 by levels: exact for mask_count; edit pays for its prior, and is exact."""
+    process, p = build(name, 2, 3), table(2, 3, seed=1)
+    times = torch.arange(1, 4).double() / 3
+    found = bound(process, Table(name, process, p), times, torch.ones(3).double() / 3)
+    if name == "mask_count":
+        assert found == pytest.approx(entropy(p), abs=1e-9)
+        return
+    gap = float(process.leftover(torch.zeros(1, 3).long()))
+    assert gap == pytest.approx(3 * math.log(2))
+    assert found + gap >= entropy(p) - 1e-9
+
+
+def test_the_uniform_bound_of_exact_beliefs_is_the_entropy():
+    """T7.3 for the continuous-time chain: with prior and decoder, within the floor."""
+    p, floor = table(3, 2, seed=2), 1e-3
+    process = build("uniform", 3, 2, floor=floor)
+    exact = Table("uniform", process, p)
+    # much happens near t = 0: quadrature in log t
+    u, weights = gauss(math.log(floor), 0.0, 60)
+    t = u.exp()
+    scaled = weights * t * -math.log(floor) / (1 - floor)
+    found = bound(process, exact, t, scaled)
+    data, states = data_and_states(process)
+    forward, q = exact.law(states, data, floor).T, exact(states, number(floor))
+    for k, x0 in enumerate(data):
+        nats = process.decoder(q, x0.expand_as(states), states)
+        found += float(p[k] * (forward[k] @ nats))
+    assert found == pytest.approx(entropy(p), abs=1e-4)
+    assert found >= entropy(p) - 1e-6
+    assert abs(float(process.leftover(data)[0])) < 1e-12
+
+
+@pytest.mark.parametrize("mixing", ["mixture", "d3pm"])
+def test_the_d3pm_bound_tends_to_the_entropy_with_more_levels(mixing):
+    """T7.3 for one token, where a step makes nothing independent: exact at any T."""
+    p = table(3, 1, seed=2)
+    process = build("d3pm", 3, 1, mixing=mixing)
+    exact = Table("d3pm", process, p)
+    times = torch.arange(1, 21).double() / 20
+    if mixing == "d3pm":
+        with pytest.raises(AssertionError):
+            assert _d3pm(process, exact, times, p) == pytest.approx(
+                entropy(p), abs=1e-3
+            )
+        return
+    assert _d3pm(process, exact, times, p) == pytest.approx(entropy(p), abs=1e-9)
+
+
+def _d3pm(process, exact, times, p):
+    """Bound and prior term; the last minus what the true x_1 itself misses."""
+    found = bound(process, exact, times, torch.ones(20).double() / 20)
+    ends = exact.law(torch.arange(3)[:, None], exact.data, 1.0).T  # q(x_1 | x_0)
+    mean = p @ ends
+    truth = float((p[:, None] * ends * (ends / mean).log()).sum())  # I(x_0; x_1)
+    return found + truth
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_one_token_per_step_reproduces_the_table(name):
+    """T7.4: all paths of the chain, started from the true law at t = 1."""
+    process, p = build(name), table()
+    exact = Table(name, process, p)
+    data, states = data_and_states(process)
+    law = exact.law(states, data, 1.0) @ p  # p(x_1)
+    for n in (3, 2, 1):
+        seen = law > 0
+        back = transition(
+            process,
+            exact(states[seen], number(n / 3)),
+            states[seen],
+            n / 3,
+            (n - 1) / 3,
+        )
+        law = law[seen] @ back
+    place = data @ radix(process)
+    torch.testing.assert_close(law[place], p, rtol=1e-9, atol=1e-12)
+    assert float(law.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [2, 5, 17])
+def test_uniform_in_closed_form_is_the_product_of_its_matrices(size):
+    """T7.7."""
+    levels = 30
+    process = build("d3pm", size, 1, matrix="uniform", levels=levels, beta_max=0.5)
+    beta = torch.linspace(1e-4, 0.5, levels, dtype=torch.float64)
+    kept = (1 - beta).cumprod(0)
+    products = process._products(torch.zeros(1))
+    one = torch.eye(size).double()
+    for i in (1, 7, 30):
+        closed = kept[i - 1] * one + (1 - kept[i - 1]) / size
+        torch.testing.assert_close(products[i], closed, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [3, 17])
+def test_gaussian_matrices_are_the_papers(size):
+    own = {"levels": 200, "beta_max": 4.0 if size == 3 else 0.2}
+    process = build("d3pm", size, 1, **own)
+    beta = torch.linspace(1e-4, own["beta_max"], 200, dtype=torch.float64)
+    product = torch.eye(size).double()
+    for i in range(200):
+        product = product @ stepping(size, float(beta[i]))
+    found = process._products(torch.zeros(1))[-1]
+    torch.testing.assert_close(found, product, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.sum(0), torch.ones(size).double())
+
+
+def test_a_d3pm_that_does_not_reach_its_prior_is_refused():
+    with pytest.raises(ConfigError, match="beta_max: must be larger"):
+        build("d3pm", 3, 2, levels=1000, beta_max=0.02)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_survival_falls_from_one_to_zero_and_inverts(name):
+    schedule, h = survivals.build({"name": name}), 1e-6
+    ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64)).alpha
+    assert float(ends[0]) == pytest.approx(1, abs=1e-15) and float(ends[1]) == 0
+    t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    k, up, down = schedule(t), schedule(t + h), schedule(t - h)
+    torch.testing.assert_close(
+        k.dalpha, (up.alpha - down.alpha) / (2 * h), rtol=1e-6, atol=1e-9
+    )
+    assert bool((k.alpha.diff() < 0).all())
+    torch.testing.assert_close(schedule.time(k.alpha), t, rtol=1e-9, atol=0)
+
+
+def test_draws_are_float64_and_lose_no_rare_token():
+    """A token of probability 4e-5 comes as often as it should."""
+    n = 500_000
+    weights = torch.tensor([0.5, 4e-5, 0.0, 0.5 - 4e-5], dtype=torch.float64)
+    token = choose(weights.expand(1, n, 4), rows(1))
+    counts = token[0].bincount(minlength=4)
+    assert counts[2] == 0
+    assert abs(int(counts[1]) - 20) < 5 * 20**0.5
+
+
+SAMPLERS = {
+    "ancestral": {"steps": 40, "grid": {"name": "uniform"}},
+    "cached": {"steps": 40, "grid": {"name": "uniform"}},
+    "first_hitting": {},
+    "confident": {"steps": 3, "temperature": 1.0},
+}
+
+
+def walk(name, process, denoiser, n, seed=0, **own):
+    sampler = samplers.build({"name": name, **SAMPLERS[name], **own})
+    *_, x = sampler.trajectory(
+        denoiser, process.prior((n, process.length), rows(n)), rows(n, seed)
+    )
+    return x
+
+
+def frequencies(x, process):
+    place = torch.tensor([process.vocab**i for i in reversed(range(process.length))])
+    return (x @ place).bincount(minlength=process.vocab**process.length) / len(x)
+
+
+@pytest.mark.parametrize("name", ["first_hitting", "ancestral", "cached"])
+def test_masked_samplers_reproduce_the_table(name):
+    """First-hitting exactly; ancestral steps within their bias, 40 steps."""
+    n, p = 8000, table(2, 3, seed=4)
+    process = build("mask", 2, 3)
+    exact = Table("mask", process, p)
+    found = frequencies(walk(name, process, exact, n), process)
+    chance = 5 * (p * (1 - p) / n).sqrt()
+    bias = 0 if name == "first_hitting" else 0.01
+    assert bool(((found - p).abs() < chance + bias).all())
+
+
+def test_first_hitting_takes_a_call_per_token_at_the_times_of_the_chain():
+    """The k-th time is an order statistic: P(t_1 < u) = u^L on the linear schedule."""
+    n, process = 4000, build("mask", 2, 4)
+    seen = []
+
+    class Watched(Table):
+        def forward(self, x, t, **cond):
+            seen.append(t)
+            return super().forward(x, t)
+
+    walk("first_hitting", process, Watched("mask", process, table(2, 4)), n)
+    times = torch.stack(seen)
+    assert times.shape == (4, n) and bool((times.diff(dim=0) <= 0).all())
+    expected = torch.tensor([4 / 5, 3 / 5, 2 / 5, 1 / 5]).double()  # of uniform times
+    torch.testing.assert_close(times.mean(1), expected, rtol=0, atol=4 * 0.2 / n**0.5)
+
+
+def test_a_cached_walk_is_the_ancestral_one_with_fewer_calls():
+    process = build("mask", 2, 4)
+    kept, plain = (Table("mask", process, table(2, 4)) for _ in range(2))
+    own = {"steps": 200}
+    one = walk("cached", process, kept, 3, **own)
+    assert torch.equal(one, walk("ancestral", process, plain, 3, **own))
+    assert plain.calls == 200 and kept.calls <= 3 * 4 + 1
+
+
+def test_confidence_reveals_the_surest_first_and_leaves_nothing_hidden():
+    process = build("mask", 2, 8)
+    sure = torch.linspace(0.55, 0.99, 8).double()
+    logits = torch.stack((sure.log(), (1 - sure).log()), -1)
+
+    class Fixed(Table):
+        def forward(self, x, t, **cond):
+            return Categorical(logits.expand(len(x), 8, 2))
+
+    known = Fixed("mask", process, table(2, 8))
+    sampler = samplers.build({"name": "confident", "steps": 4, "temperature": 0.0})
+    states = list(
+        sampler.trajectory(known, process.prior((500, 8), rows(500)), rows(500))
+    )
+    hidden = [(x == process.mask).sum(1) for x in states]
+    for k, left in enumerate(hidden, 1):
+        assert bool(
+            (left == math.floor(8 * math.cos(math.pi / 2 * k / 4) + 1e-9)).all()
+        )
+    # the first to appear is the one whose own draw was likeliest
+    assert int((states[0] != process.mask).sum(0).argmax()) == 7
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_a_sample_does_not_depend_on_its_batch(name, sampler):
+    process = build(name)
+    if sampler != "ancestral" and name != "mask":
+        return
+    own = {"steps": 3} if name in COUNTED else {"steps": 20}
+    own = own if sampler in ("ancestral", "cached") else {}
+    node = {"name": sampler, **SAMPLERS[sampler], **own}
+    exact, built = Table(name, process, table()), samplers.build(node)
+    *_, whole = built.trajectory(exact, process.prior((5, 3), rows(5)), rows(5))
+    alone = rows(5).of(torch.tensor([3]))
+    *_, one = built.trajectory(exact, process.prior((1, 3), alone), alone)
+    assert torch.equal(whole[3:], torch.cat((one, whole[4:])))
+    assert whole.dtype == torch.int64 and int(whole.max()) < process.vocab
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_chain_ends_in_data_and_takes_what_the_belief_says(name):
+    process = build(name)
+    x = process.prior((50, 3), rows(50))
+    assert x.shape == (50, 3) and x.dtype == torch.int64
+    q = certain(torch.tensor([[0, 2, 1]]).expand(50, 3), 3)
+    for how in ({}, {"final": "mode"}, {"kernel": "restart"}):
+        t = number(1.0)
+        got = process.reverse(q, x, t, number(0.0), rows(50), **how)
+        assert torch.equal(got, q.logits.argmax(-1))
+
+
+def test_the_mode_leaves_visible_tokens_alone():
+    process, x = build("mask"), torch.tensor([[3, 1, 3]])
+    q = certain(torch.tensor([[0, 0, 0]]), 3)
+    got = process.reverse(q, x, number(0.5), number(0.0), rows(1), final="mode")
+    assert got.tolist() == [[0, 1, 0]]
+
+
+def test_masks_enlarge_the_vocabulary_of_the_state_alone():
+    data = Spec((4,), "tokens", vocab=5)
+    for name in EVERY:
+        process = build(name, 5, 4, **({"levels": 200} if name == "d3pm" else {}))
+        more = isinstance(process, Masking)
+        assert process.state(data).vocab == 5 + more
+        assert isinstance(process, Tokens) and (
+            isinstance(process, Counted) == (name in COUNTED)
+        )
