@@ -38,7 +38,9 @@ def test_the_loss_of_a_normal_in_closed_form(name):
     """Pointwise in x_0, with a schedule's own range of SNR; 0 where alpha vanishes."""
     process = gaussian(name)
     x0 = torch.tensor([[M], [M + 0.4], [M - 1.0]]).double().repeat(3000, 1)
-    found = elbo(times=16).diffusion(NormalData(process, S2, M), x0, rows(9000))
+    found = elbo(times=16).diffusion(
+        NormalData(process, S2, M), x0, number(process.span[0]), rows(9000)
+    )
     ends = snr(process, process.span[1]), snr(process, process.span[0])
     for i, gap in enumerate((0.0, 0.4, -1.0)):
         mine = found[i::3]
@@ -60,7 +62,7 @@ def test_it_is_the_loss_with_the_weight_of_the_likelihood(name):
     error = (x0 - data(x, t).mean).square().sum(1)
     weighted = weights.build({"name": "likelihood"})(process, t) * error
     own = weighted * t * math.log(high / low)
-    found = elbo(times=4).diffusion(data, x0, rows(n))
+    found = elbo(times=4).diffusion(data, x0, number(low), rows(n))
     doubt = math.sqrt(float(own.var() + found.var()) / n)
     assert float(found.mean()) == pytest.approx(float(own.mean()), abs=4 * doubt)
     assert doubt < 0.03 * float(found.mean())
@@ -108,15 +110,15 @@ def test_levels_are_decoded_by_a_softmax():
 @pytest.mark.parametrize("name", ["vp", "karras"])
 def test_the_bound_on_levels_is_their_entropy(name):
     """T1.4 for discrete data: exact beliefs in five equal levels lose nothing."""
-    points = torch.linspace(-1, 1, 5).double()[:, None]
+    process, points = gaussian(name), torch.linspace(-1, 1, 5).double()[:, None]
     x0 = points[rows(8000).integers(5, (8000,))]
     subject = Stub(
-        Mixture(gaussian(name), torch.ones(5), points, 0.0),
+        Mixture(process, torch.ones(5), points, 0.0),
         x0,
         spec=Spec((1,), codec={"levels": 5}),
         batch=8000,
     )
-    values = elbo(n=8000)(subject).values
+    values = elbo(n=8000, floor=process.span[0])(subject).values
     doubt = values["bits_per_dim_se"]
     assert values["bits_per_dim"] == pytest.approx(math.log2(5), abs=4 * doubt)
     assert doubt < 0.025
@@ -133,6 +135,8 @@ def test_a_belief_without_knowledge_pays():
     x0 = 2 * rows(500).integers(256, (500, 4)).double() / 255 - 1
     spec = Spec((4,), codec={"levels": 256})
     data = NormalData(process, float(x0.var()))
-    values = elbo(n=500)(Stub(data, x0, spec=spec, batch=500)).values
+    values = elbo(n=500, floor=process.span[0])(
+        Stub(data, x0, spec=spec, batch=500)
+    ).values
     over = values["bits_per_dim"] - 8
     assert 4 * values["bits_per_dim_se"] < over < 1

@@ -12,6 +12,7 @@ from diffusion_cli.core import Point, Spec
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.metrics import metrics
+from diffusion_cli.metrics.dequantising import start
 from diffusion_cli.metrics.divergences import basis, divergences, draw
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}
@@ -71,8 +72,8 @@ def test_the_log_density_of_a_normal(name):
     """T4.1: 50 points of FIX-G with the exact trace, against the closed form."""
     process = gaussian(name, **DEEP[name])
     data, x0 = NormalData(process, 0.25), 0.5 * rows(50).normal((50, 1)).double()
-    metric = likelihood(trace="exact", rtol=1e-7, atol=1e-7)
-    got = metric.solve(data, x0, rows(50), Counter())
+    metric = likelihood(trace="exact", rtol=1e-6, atol=1e-6)
+    got = metric.solve(data, x0, number(process.span[0]), rows(50), Counter())
     assert got.shape == (50, 1)
     assert float((got[:, 0] - normal_log_p(x0, 0, 0.25)).abs().max()) < 1e-4
 
@@ -84,7 +85,9 @@ def test_the_log_density_of_a_mixture(name):
     means = torch.tensor([[0.4, 0.0], [-0.4, 0.4], [-0.4, -0.6]])
     data = Mixture(process, torch.tensor([0.5, 0.3, 0.2]), means, 0.04)
     x0 = data.sample(50, rows(50))
-    got = likelihood(rtol=1e-7, atol=1e-7).solve(data, x0, rows(50), Counter())
+    got = likelihood(rtol=1e-7, atol=1e-7).solve(
+        data, x0, number(process.span[0]), rows(50), Counter()
+    )
     exact = data.logp(x0, number(0.0))
     assert float((got[:, 0] - exact).abs().max()) < 1e-4
 
@@ -96,7 +99,9 @@ def test_the_log_density_at_the_floor_of_any_path(name):
     s2, m = torch.tensor([0.25, 2.0, 0.04]).double(), torch.tensor([0.7, 0, -1])
     x0 = m + s2.sqrt() * rows(20).normal((20, 3)).double()
     data = NormalData(process, s2, m)
-    got = likelihood(**TIGHT).solve(data, x0, rows(20), Counter())[:, 0]
+    got = likelihood(**TIGHT).solve(
+        data, x0, number(process.span[0]), rows(20), Counter()
+    )[:, 0]
     exact = 0
     for i in range(3):
         column = x0[:, i : i + 1]
@@ -112,11 +117,11 @@ def test_hutchinson_is_unbiased():
     means = torch.tensor([[0.4, 0.0], [-0.4, 0.4], [-0.4, -0.6]])
     data = Mixture(process, torch.tensor([0.5, 0.3, 0.2]), means, 0.04)
     x0 = data.sample(50, rows(50))
-    exact = likelihood().solve(data, x0, rows(50), Counter())
+    exact = likelihood().solve(data, x0, number(process.span[0]), rows(50), Counter())
     for law in ("rademacher", "gaussian"):
-        metric = likelihood(trace="hutchinson", probes=16, law=law, rtol=1e-4)
-        found = metric.solve(data, x0, rows(50), Counter())
-        assert found.shape == (50, 16)
+        metric = likelihood(trace="hutchinson", probes=8, law=law, rtol=1e-4)
+        found = metric.solve(data, x0, number(process.span[0]), rows(50), Counter())
+        assert found.shape == (50, 8)
         error = (found - exact).mean()
         spread = (found.var(1).mean() / found.numel()).sqrt()
         assert spread > 1e-3 and abs(error) < 4 * spread
@@ -195,9 +200,9 @@ def test_bits_of_levels_by_the_exact_belief():
     levels, process = 5, gaussian("karras", sigma_min=1e-3)
     high = 1 + 1 / (levels - 1)
     data = Uniform(process, high)
-    x0 = (2 * rows(300).integers(levels, (300, 2)) / (levels - 1) - 1).double()
-    subject = Stub(data, x0, spec=Spec((2,), codec={"levels": levels}))
-    values = likelihood(n=300)(subject).values
+    x0 = (2 * rows(150).integers(levels, (150, 2)) / (levels - 1) - 1).double()
+    subject = Stub(data, x0, spec=Spec((2,), codec={"levels": levels}), batch=150)
+    values = likelihood(n=150, floor=process.span[0])(subject).values
     assert values["bits_per_dim"] == pytest.approx(math.log2(levels), abs=0.02)
 
 
@@ -207,7 +212,8 @@ def test_more_draws_bound_tighter():
     data = NormalData(process, 0.02)
     x0 = torch.tensor([[-1.0], [0.0], [1.0]]).repeat(30, 1)
     subject = Stub(data, x0, spec=Spec((1,), codec={"levels": 3}), batch=200)
-    found = {k: likelihood(dequantise=k)(subject).values for k in (1, 8)}
+    first = process.span[0]
+    found = {k: likelihood(dequantise=k, floor=first)(subject).values for k in (1, 8)}
     low, high = (found[k]["nll_nats"] for k in (8, 1))
     # P(level) is the mass of N(0, 0.02) within its cell: [-1/2, 1/2], [1/2, 3/2]
     deviation = math.sqrt(2 * 0.02)
@@ -241,3 +247,13 @@ def test_a_bad_protocol_is_refused():
     subject = Stub(NormalData(gaussian("vp")), torch.zeros(1, 4), spec=tokens)
     with pytest.raises(ConfigError, match="real numbers"):
         likelihood()(subject)
+
+
+def test_where_a_likelihood_starts():
+    """The smallest trained time; a third of the spacing of levels, if that is later."""
+    process = gaussian("karras")
+    first = number(process.span[0])
+    assert start(process, None, None) == first and start(process, 0.1, 0.7) == 0.7
+    assert start(process, 1e-3, None) == first
+    t = start(process, 0.125, None)
+    assert float(process.schedule(t).sigma) == pytest.approx(0.125 / 3)

@@ -8,9 +8,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffusion_cli.processes.affine import Affine
 from diffusion_cli.rng import Rng
 
 Filling = Literal["uniform", "truncated_normal"]
+THIRD = 1 / 3  # of the spacing of levels: less noise tells nothing about the level
+
+
+def start(process: Affine, spacing: float | None, floor: float | None) -> Tensor:
+    """The time at which a likelihood starts, ().
+
+    The floor that was asked for, or the smallest trained time; data with levels start
+    no earlier than sigma / alpha = spacing / 3. A model that never learnt that there
+    are levels pays for every bit of noise below them, and a bound holds from any time.
+    """
+    if floor is not None:
+        return torch.tensor(floor, dtype=torch.float64)
+    first = torch.tensor(process.span[0], dtype=torch.float64)
+    if spacing is None:
+        return first
+    noise = torch.tensor(THIRD * spacing, dtype=torch.float64)
+    return torch.maximum(first, process.schedule.time(noise))
 
 
 def filled(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.metrics import Metric, Result, Subject, metrics
-from diffusion_cli.metrics.dequantising import decoded
+from diffusion_cli.metrics.dequantising import decoded, start
 from diffusion_cli.metrics.summaries import (
     continuous,
     meant,
@@ -41,7 +41,8 @@ class Elbo(Metric):
     Args:
         n: Number of data.
         times: Times per sample, one network call each.
-        floor: Time at which the bound starts; null is the smallest trained one.
+        floor: Time at which the bound starts; null is the smallest trained one, or
+            where sigma / alpha is a third of the spacing of the levels, if later.
     """
 
     needs = Diffusion
@@ -58,31 +59,26 @@ class Elbo(Metric):
     def __call__(self, subject: Subject) -> Result:
         model, spec = subject.model, subject.model.spec
         continuous(spec, "elbo")
-        process = cast(Diffusion, model.process)
-        parts = []
+        process, width = cast(Diffusion, model.process), spacing(spec)
+        t = start(process, width, self.floor)
+        levels, parts = int(spec.codec.get("levels", 0)), []
         for x0, cond, rng in subject.data(self.n):
             x0 = x0.double()
-            parts.append(
-                torch.stack(
-                    (
-                        self.prior(process, x0),
-                        self.diffusion(model.given(**cond), x0, rng),
-                        self.reconstruction(
-                            process, x0, rng, spacing(spec), spec.codec.get("levels", 0)
-                        ),
-                    ),
-                    1,
-                )
+            nats = (
+                self.prior(process, x0),
+                self.diffusion(model.given(**cond), x0, t, rng),
+                self.reconstruction(process, x0, t, rng, width, levels),
             )
+            parts.append(torch.stack(nats, 1))
         found = torch.cat(parts)  # (N, 3)
         values = surprise(found.sum(1), spec)
         for i, name in enumerate(("prior", "diffusion", "reconstruction")):
             values |= summary(f"{name}_nats", found[:, i])
-        t = float(self._floor(process))
         notes = (
             meant(spec),
             "an upper bound on the negative log-likelihood, from the loss",
-            f"floor t = {t:g}; {self.times} times per sample, even in log(1 + SNR)",
+            f"floor t = {float(t):g}, sigma / alpha = {_noise(process, t):g}; "
+            f"{self.times} times per sample, even in log(1 + SNR)",
         )
         return Result(values, notes=notes)
 
@@ -91,11 +87,13 @@ class Elbo(Metric):
         end = process.end
         return ((end.alpha / end.sigma) * x0).square().flatten(1).sum(1) / 2
 
-    def diffusion(self, denoiser: Denoiser, x0: Tensor, rng: Rng) -> Tensor:
+    def diffusion(
+        self, denoiser: Denoiser, x0: Tensor, floor: Tensor, rng: Rng
+    ) -> Tensor:
         """The integral of the loss in nats, (B,)."""
         process = cast(Diffusion, denoiser.process)
-        snr = (process.end.alpha / process.end.sigma) ** 2
-        low, high = (torch.log1p(s).to(x0.device) for s in (snr, self._snr(process)))
+        ends = (process.end.sigma / process.end.alpha, _noise(process, floor))
+        low, high = (math.log1p(float(noise) ** -2) for noise in ends)
         total = x0.new_zeros(len(x0))
         for k in range(self.times):
             own = rng.child("elbo").at(k)
@@ -111,22 +109,21 @@ class Elbo(Metric):
         self,
         process: Diffusion,
         x0: Tensor,
+        floor: Tensor,
         rng: Rng,
         width: float | None,
         levels: int,
     ) -> Tensor:
         """-log p(x_0 | x_floor) in nats, (B,); its mean if the data are continuous."""
-        noise = float(self._snr(process).rsqrt())
+        noise = _noise(process, floor)
         if width is None:
             volume = math.log(2 * math.pi * noise**2) + 1
             return x0.new_full((len(x0),), x0[0].numel() * volume / 2)
         x = x0 + noise * process.noise(x0, rng.child("reconstruction"))
         return decoded(x0, x, width, levels, noise)
 
-    def _floor(self, process: Diffusion) -> Tensor:
-        floor = process.span[0] if self.floor is None else self.floor
-        return torch.tensor(floor, dtype=torch.float64)
 
-    def _snr(self, process: Diffusion) -> Tensor:
-        k = process.schedule(self._floor(process))
-        return (k.alpha / k.sigma) ** 2
+def _noise(process: Diffusion, t: Tensor) -> float:
+    """sigma / alpha."""
+    k = process.schedule(t)
+    return float(k.sigma / k.alpha)

@@ -9,9 +9,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from diffusion_cli.core import Spec
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.metrics import Metric, Result, Subject, metrics
-from diffusion_cli.metrics.dequantising import Filling, filled
+from diffusion_cli.metrics.dequantising import Filling, filled, start
 from diffusion_cli.metrics.divergences import Law, basis, divergences, draw
 from diffusion_cli.metrics.summaries import (
     continuous,
@@ -42,7 +43,8 @@ class Likelihood(Metric):
 
     Args:
         n: Number of data.
-        floor: Time at which the ODE starts; null is the smallest trained one.
+        floor: Time at which the ODE starts; null is the smallest trained one, or where
+            sigma / alpha is a third of the spacing of the levels, if later.
         trace: The exact divergence, or Hutchinson's; auto is exact for d <= 16.
         probes: Hutchinson's vectors per sample.
         law: Their law.
@@ -80,16 +82,18 @@ class Likelihood(Metric):
         model, spec = subject.model, subject.model.spec
         continuous(spec, "likelihood")
         process, width = cast(Affine, model.process), spacing(spec)
+        floor = start(process, width, self.floor)
+        k = process.schedule(floor)
+        noise = float(k.sigma / k.alpha)
         counts: Counter[str] = Counter()
         nats, doubts, solves = [], [], 0
         for x0, cond, rng in subject.data(self.n):
             found = []  # log p, (B, probes) per draw
-            for k in range(self.draws if width else 1):
+            for i in range(self.draws if width else 1):
                 u, log_q = x0.double(), torch.zeros(())
                 if width:
-                    noise = self._noise(process)
-                    u, log_q = filled(x0, width, self.filling, noise, rng.at(k))
-                log_p = self.solve(model.given(**cond), u, rng.at(k), counts)
+                    u, log_q = filled(x0, width, self.filling, noise, rng.at(i))
+                log_p = self.solve(model.given(**cond), u, floor, rng.at(i), counts)
                 found.append(log_p - log_q.to(log_p).reshape(-1, 1))
                 solves += 1
             drawn = torch.stack(found)  # (draws, B, probes)
@@ -99,14 +103,20 @@ class Likelihood(Metric):
         values |= self._doubt(torch.cat(doubts), spec.numel)
         for key in ("calls", "accepted", "rejected"):
             values[key] = counts[key] / solves
-        return Result(values, notes=self._notes(subject))
+        return Result(values, notes=self._notes(spec, float(floor), noise))
 
     def solve(
-        self, denoiser: Denoiser, x0: Tensor, rng: Rng, counts: Counter[str]
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        floor: Tensor,
+        rng: Rng,
+        counts: Counter[str],
     ) -> Tensor:
         """log p(x0) in nats by every probe, (B, probes); (B, 1) if exact."""
         process, d = cast(Affine, denoiser.process), x0[0].numel()
-        ends = self._ends(process).to(x0.device)
+        end = torch.full_like(floor, process.span[1])
+        ends = torch.stack((floor, end)).to(x0.device)
         exact = self._exact(d)
         probes = basis(x0) if exact else draw(self.probes, self.law, x0, rng)
 
@@ -122,24 +132,13 @@ class Likelihood(Metric):
 
         scale, clock = process.chart(ends)
         alpha = process.schedule(ends[0]).alpha
-        start = (
-            alpha / scale[0] * x0,
-            x0.new_zeros(len(x0), 1 if exact else len(probes)),
-        )
+        none = x0.new_zeros(len(x0), 1 if exact else len(probes))
+        first = (alpha / scale[0] * x0, none)
         y, gained = integrate(
-            field, start, clock, rtol=self.rtol, atol=self.atol, counts=counts
+            field, first, clock, rtol=self.rtol, atol=self.atol, counts=counts
         )
         volume = d * (alpha * scale[1] / scale[0]).log()
         return process.log_prior(scale[1] * y[-1])[:, None] + gained[-1] + volume
-
-    def _ends(self, process: Affine) -> Tensor:
-        floor = process.span[0] if self.floor is None else self.floor
-        return torch.tensor([floor, process.span[1]], dtype=torch.float64)
-
-    def _noise(self, process: Affine) -> float:
-        """sigma / alpha at the floor."""
-        k = process.schedule(self._ends(process)[0])
-        return float(k.sigma / k.alpha)
 
     def _exact(self, d: int) -> bool:
         return self.trace == "exact" or (self.trace == "auto" and d <= EXACT)
@@ -153,10 +152,7 @@ class Likelihood(Metric):
         bits = nats / (d * math.log(2))
         return {"nll_nats_probe_error": nats, "bits_per_dim_probe_error": bits}
 
-    def _notes(self, subject: Subject) -> tuple[str, ...]:
-        spec = subject.model.spec
-        process = cast(Affine, subject.model.process)
-        t, noise = float(self._ends(process)[0]), self._noise(process)
+    def _notes(self, spec: Spec, t: float, noise: float) -> tuple[str, ...]:
         how = f"Hutchinson, {self.law}, {self.probes} per sample"
         notes = [
             meant(spec),
