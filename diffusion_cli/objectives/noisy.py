@@ -43,7 +43,8 @@ class NoisyObjective(Objective):
         """A noisy state of every sample; the times stay in `self.times`."""
         process = model.process
         t = self.times = self.time(process, rng.child("time"))
-        noise = process.noise(x0, rng.child("corruption"))
+        drawn = self.coupling.stream(rng.child("corruption"), **cond)
+        noise = process.noise(x0, drawn)
         x0, noise, cond = self.coupling(x0, noise, rng.child("coupling"), **cond)
         if self.drop and "label" in cond:
             kept = rng.child("drop").uniform((len(x0),)) >= self.drop
