@@ -97,6 +97,16 @@ def test_the_step_of_the_corrector(schedule):
     torch.testing.assert_close(got * ratio, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_a_correction_is_never_longer_than_is_stable():
+    """Where the score is 0 the step is sigma^2: below 2 V for every V >= sigma^2."""
+    process = gaussian("ve")
+    data, x = NormalData(process, 0.3), torch.zeros(4, 2, dtype=torch.float64)
+    sampler = build("pc", 20, "uniform", predictor="none")
+    got = next(iter(sampler.trajectory(data, x, Still(0.7))))
+    expected = torch.full_like(x, (2 * process.end.sigma**2) ** 0.5 * 0.7)
+    torch.testing.assert_close(got, expected)
+
+
 def test_the_corrector_keeps_a_marginal_and_heals_a_wrong_one():
     """T3.4: V stays within the bias of its steps; from 2 V it falls back."""
     n, size = 400, 400

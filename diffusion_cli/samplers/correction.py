@@ -31,14 +31,18 @@ SIGMA_MAX = "sampler.grid.name=log_sigma sampler.grid.sigma_max=80"
 class PredictorCorrector(Sampler):
     """Predictor-corrector: Langevin moves at a level, then a step to the next.
 
-    corrector: x <- x + e score + sqrt(2 e) z,   e = 2 r^2 (snr |z| / |score|)^2
+    corrector: x <- x + e score + sqrt(2 e) z
+    e = r^2 min(2 (snr |z| / |score|)^2, sigma_t^2)
     reverse_diffusion: x_s = (2 - r) x_t + G^2 score + G z
     r = alpha_t / alpha_s,   G^2 = sigma_t^2 - r^2 sigma_s^2
 
     r and G are the exact forward step from s to t, read backwards. The norms are those
     of every sample by itself, not of the batch, so that a sample does not depend on the
-    others. The last step returns the belief. Other predictors: `euler_maruyama`,
-    `ancestral`, the process's own step, and `none`, which rescales.
+    others. In few dimensions the score is nearly 0 at a mode: sigma_t^2 is the longest
+    step that is stable for all data. The last step returns the belief.
+
+    Other predictors: `euler_maruyama`; `ancestral`, the process's own step; and `none`,
+    which rescales.
 
     Reference: Song et al. 2021, algorithms 2 to 5 and eq. 46, arXiv:2011.13456.
 
@@ -87,11 +91,12 @@ class PredictorCorrector(Sampler):
         process = cast(Diffusion, denoiser.process)
         for i, (t, s) in enumerate(pairwise(self.grid(process, self.steps))):
             here = rng.at(i)
-            ratio = process.schedule(t).alpha / process.schedule(s).alpha
+            k = process.schedule(t)
+            ratio, most = k.alpha / process.schedule(s).alpha, float(k.sigma) ** 2
             for j in range(self.corrections):
                 score = gradient(process, denoiser(x, t), x, t)
                 normal = here.child(f"correction-{j}").normal(x.shape, x.dtype)
-                step = ratio**2 * corrector_step(score, normal, self.snr)
+                step = ratio**2 * corrector_step(score, normal, self.snr, most)
                 x = langevin(x, score, step, normal)
             if s > 0 and self.predictor == "none":
                 x = x / ratio

@@ -21,11 +21,11 @@ def langevin(x: Tensor, score: Tensor, step: Tensor, normal: Tensor) -> Tensor:
     return x + like(step, x) * score + like((2 * step).sqrt(), x) * normal
 
 
-def corrector_step(score: Tensor, normal: Tensor, snr: float) -> Tensor:
-    """2 (snr |z| / |score|)^2 of every sample by itself: (B,)."""
+def corrector_step(score: Tensor, normal: Tensor, snr: float, most: float) -> Tensor:
+    """2 (snr |z| / |score|)^2 of every sample by itself, at most `most`: (B,)."""
     sizes = [part.double().flatten(1).norm(dim=1) for part in (normal, score)]
     ratio: Tensor = sizes[0] / sizes[1].clamp(min=1e-30)
-    return 2 * (snr * ratio).square()
+    return (2 * (snr * ratio).square()).clamp(max=most)
 
 
 def euler_maruyama(
