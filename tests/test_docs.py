@@ -121,7 +121,7 @@ def test_the_table_of_processes_is_that_of_the_configs() -> None:
 def test_the_table_of_samplers_is_that_of_the_configs() -> None:
     configs = {path.stem: read(path) for path in ROOT.glob("configs/sampler/*.yaml")}
     expected = {
-        name: f"`{node['grid']['name']}`"
+        name: f"`{node['grid']['name']}`" if "grid" in node else "none"
         for name, node in configs.items()
         if name == node["name"]  # ddim is a setting of another
     }
