@@ -57,6 +57,9 @@ def test_a_sampler_decodes_what_was_encoded(name):
     data = NormalData(process, S2, 0.3)
     x0 = 0.3 + S2.sqrt() * rows(16).normal((16, 2)).double()
     x1 = there(data, x0)
+    dopri5 = samplers.build({"name": "dopri5", "rtol": 1e-6, "atol": 1e-6})
+    *_, back = dopri5.trajectory(data, x1, rows(16))
+    assert float((back - x0).abs().max()) < 1e-5
     grid = {"name": "uniform" if name == "straight" else "log_sigma"}
     heun = samplers.build({"name": "heun", "steps": 400, "grid": grid})
     *_, back = heun.trajectory(data, x1, rows(16))
