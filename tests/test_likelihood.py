@@ -14,6 +14,7 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.metrics import metrics
 from diffusion_cli.metrics.dequantising import start
 from diffusion_cli.metrics.divergences import basis, divergences, draw
+from diffusion_cli.processes import processes
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}
 # schedules whose floor and prior change the density of N(0, 1/4) by less than 1e-5
@@ -257,3 +258,20 @@ def test_where_a_likelihood_starts():
     assert start(process, 1e-3, None) == first
     t = start(process, 0.125, None)
     assert float(process.schedule(t).sigma) == pytest.approx(0.125 / 3)
+
+
+@pytest.mark.parametrize("degrees", [1.0, 5.0])
+def test_a_flow_without_a_score(degrees):
+    """PFGM++ of one datum at 0: its own Student-t law, at the floor's scale."""
+    node = {
+        "name": "electrostatic",
+        "D": degrees,
+        "schedule": {"name": "karras", "sigma_min": 0.1},
+    }
+    process = processes.build(node)
+    data = Mixture(process, torch.ones(1), torch.zeros(1, 3), 0.0)
+    x0 = 0.1 * process.noise(torch.zeros(20, 3), rows(20)).double()
+    floor = number(process.span[0])
+    got = likelihood(**TIGHT).solve(data, x0, floor, rows(20), Counter())[:, 0]
+    exact = process.log_noise(x0 / 0.1) - 3 * math.log(0.1)
+    torch.testing.assert_close(got, exact, rtol=0, atol=1e-5)
