@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from diffusion_cli.core import Spec
-from diffusion_cli.couplings import couplings
+from diffusion_cli.couplings import Coupling, couplings
 from diffusion_cli.datasets import Dataset, datasets
 from diffusion_cli.denoiser import Context, Denoiser, Model
 from diffusion_cli.errors import ConfigError
@@ -160,14 +160,33 @@ def model(config: Config, spec: Spec, device: str = "cpu") -> Model:
 def objective(config: Config, process: Process, spec: Spec) -> Objective:
     """The objective with its coupling, checked against the process and the labels."""
     node = config["objective"]
-    built = objectives.build(node, coupling=couplings.build(config["coupling"]))
+    coupling = couplings.build(config["coupling"])
+    built = objectives.build(node, coupling=coupling)
     demand("objective", node["name"], built.needs, process)
+    _coupled(built, coupling, config, spec)
     if node.get("drop") and not spec.classes:
         raise ConfigError(
             f"objective.drop: must be 0 for data without labels, got {node['drop']}",
             "objective.drop=0",
         )
     return built
+
+
+def _coupled(built: Objective, coupling: Coupling, config: Config, spec: Spec) -> None:
+    """Refuse a coupling that the objective ignores, or that has not its noise."""
+    name, own = config["coupling"]["name"], spec.codec.get("noise")
+    if name != "independent" and not hasattr(built, "coupling"):
+        raise ConfigError(
+            f"coupling: objective `{config['objective']['name']}` takes no `{name}`",
+            "coupling=independent",
+        )
+    if coupling.paired != (own is not None):
+        message = "coupling: pairs and dataset=pairs need each other"
+        raise ConfigError(message, "coupling=pairs dataset=pairs dataset.path=SAMPLES")
+    law = {key: v for key, v in config["process"].items() if key != "schedule"}
+    if coupling.paired and (law != own or law.get("reach") is not None):
+        message = f"process: the pairs were drawn with the noise of {own}, not {law}"
+        raise ConfigError(message, "the process of the run that drew them")
 
 
 def sampler(

@@ -8,7 +8,7 @@ from charges import KARRAS, STRAIGHT, Charges, electrostatic, walk
 from oracles import Finite, gaussian, number, rows
 from scipy import stats
 
-from diffusion_cli.processes import student
+from diffusion_cli.processes import processes, student
 from diffusion_cli.samplers import grids
 
 DEGREES = [1.0, 2.5, 8.0, 128.0]
@@ -32,6 +32,21 @@ def test_the_prior_has_its_own_density(D, d):
     law = stats.multivariate_t(shape=80.0**2 * torch.eye(d).numpy(), df=D)
     expected = torch.as_tensor(law.logpdf(x.double().numpy()))
     torch.testing.assert_close(process.log_prior(x), expected)
+
+
+def test_far_states_of_the_prior_are_drawn_in():
+    """The paper's 3,000 is sqrt(pi d / 2) z_max for CIFAR-10: d = 3072, z_max = 43."""
+    node = {"name": "electrostatic", "D": 1.0, "schedule": KARRAS}
+    near, far = (
+        processes.build({**node, "reach": reach}).prior((500, 3), rows(500))
+        for reach in (1.0, None)
+    )
+    norms, limit = (x.norm(dim=1) for x in (near, far)), 80 * (1.5 * math.pi) ** 0.5
+    clipped, free = norms
+    inside = free < limit
+    assert torch.equal(near[inside], far[inside]) and 0.2 < inside.float().mean() < 0.9
+    assert float(clipped.max()) == pytest.approx(limit, rel=1e-6)
+    assert math.sqrt(math.pi * 3072 / 2) * 43.408 == pytest.approx(3015.39, rel=1e-4)
 
 
 def test_noise_is_a_function_of_the_row_alone():

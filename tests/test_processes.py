@@ -218,3 +218,20 @@ def test_flow_matching_may_keep_a_little_noise():
     moved = (data.exact(x, HALF[:3, None], HALF[:3, None] + 1e-6) - x) / 1e-6
     velocity = process.velocity(data(x, HALF[:3]), x, HALF[:3])
     torch.testing.assert_close(velocity, moved, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0.5, 3.0])
+def test_a_shift_for_larger_images(k):
+    """t' = k t / (1 + (k - 1) t): log k more in logit t, derivatives and inverse too."""
+    shifted, h = gaussian("straight", shift=k).schedule, 1e-6
+    scales, up, down = shifted(HALF), shifted(HALF + h), shifted(HALF - h)
+    moved = torch.logit(scales.sigma) - torch.logit(HALF)
+    torch.testing.assert_close(moved, torch.full_like(HALF, k).log())
+    torch.testing.assert_close(scales.alpha, 1 - scales.sigma)
+    slope = (up.sigma - down.sigma) / (2 * h)
+    torch.testing.assert_close(scales.dsigma, slope, rtol=1e-7, atol=0)
+    torch.testing.assert_close(scales.dalpha, -slope, rtol=1e-7, atol=0)
+    torch.testing.assert_close(shifted.time(scales.sigma / scales.alpha), HALF)
+    end = shifted(number(1.0))
+    assert end.sigma == 1 and end.alpha == 0
+    assert float(shifted.time(number(float("inf")))) == 1

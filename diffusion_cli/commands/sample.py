@@ -19,7 +19,7 @@ from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 
 Config = dict[str, Any]
-TOLD = ("seed", "label", "batch", "dtype")
+TOLD = ("seed", "label", "batch", "dtype", "encode")
 
 
 def run(values: Config, overrides: list[str]) -> float | None:
@@ -74,6 +74,8 @@ def _write(drawing: Drawing, values: Config) -> float:
             "checkpoint": str(drawing.found.folder),
             "step": drawing.found.step,
             "weights": drawing.found.hash,
+            "data": drawing.found.spec.plain(),
+            **{role: drawing.found.config[role] for role in ("dataset", "process")},
             "n": n,
             "network_calls_per_sample": calls,
             **sampler.counted(),

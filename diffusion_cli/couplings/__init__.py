@@ -15,6 +15,8 @@ Coupled = tuple[Tensor, Tensor, dict[str, Tensor]]
 class Coupling(ABC):
     """Pairs clean samples with noise; both marginals stay as they are."""
 
+    paired: bool = False  # whether it needs data that bring their own noise
+
     def stream(self, rng: Rng, **cond: Tensor) -> Rng:
         """Where the noise of these samples comes from; by default a stream of the step.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from diffusion_cli.processes import processes, student
@@ -29,12 +32,26 @@ class Electrostatic(Charged):
     Args:
         schedule: alpha(t) and sigma(t).
         D: Dimensions added to those of the data; degrees of freedom of the noise.
+        reach: Largest norm of x_1 in units of sqrt(pi d / 2) sigma, where the states of
+            `poisson_batch` end; larger ones are drawn in. null is the exact prior.
     """
 
-    def __init__(self, schedule: Schedule, D: float = 128.0) -> None:
+    def __init__(
+        self, schedule: Schedule, D: float = 128.0, reach: float | None = None
+    ) -> None:
         super().__init__(schedule)
         require(D > 0, "D", D, "> 0")
-        self.D = D
+        require(reach is None or reach > 0, "reach", reach, "> 0 or null")
+        self.D, self.reach = D, reach
+
+    def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
+        x = super().prior(shape, rng)
+        if self.reach is None:
+            return x
+        flat = x.flatten(1)
+        most = self.reach * math.sqrt(math.pi * flat.shape[1] / 2) * self.end.sigma
+        norm = flat.norm(dim=1).clamp(min=1e-30).reshape(-1, *[1] * (x.ndim - 1))
+        return x * (most / norm).clamp(max=1).to(x.dtype)
 
     def noise(self, x0: Tensor, rng: Rng) -> Tensor:
         return student.noise(x0.shape, self.D, rng, x0.dtype)

@@ -177,30 +177,38 @@ class Straight(Schedule):
     """Straight lines from data to noise, alpha = 1 - t, sigma = t: flow matching.
 
     With sigma_min, sigma = sigma_min + (1 - sigma_min) t: the lines begin at data with
-    a little noise, which is what is then sampled.
+    a little noise, which is what is then sampled. With shift k, t is replaced by
+    k t / (1 + (k - 1) t), log k more in logit t: larger images need more noise to lose
+    as much, k = sqrt(pixels / pixels before).
 
     Reference: Lipman et al. 2023, eq. 20-22, arXiv:2210.02747; Liu et al. 2023, eq. 1,
-        arXiv:2209.03003.
+        arXiv:2209.03003; Esser et al. 2024, eq. 23, arXiv:2403.03206.
 
     Args:
         floor: Smallest time that is trained and sampled.
         sigma_min: Noise at t = 0; 0 is rectified flow.
+        shift: k; 1 is none, 3 the paper's for 1024 x 1024.
     """
 
-    def __init__(self, floor: float = 1e-3, sigma_min: float = 0.0) -> None:
+    def __init__(
+        self, floor: float = 1e-3, sigma_min: float = 0.0, shift: float = 1.0
+    ) -> None:
         require(0 < floor < 1, "floor", floor, "in (0, 1)")
         require(0 <= sigma_min < 1, "sigma_min", sigma_min, "in [0, 1)")
-        self.span, self.least = (floor, 1.0), sigma_min
+        require(shift > 0, "shift", shift, "> 0")
+        self.span, self.least, self.shift = (floor, 1.0), sigma_min, shift
 
     def __call__(self, t: Tensor) -> Scales:
-        t = t.double()
-        one, slope = torch.ones_like(t), 1 - self.least
-        sigma = t if self.least == 0 else 1 - slope * (1 - t)  # exactly 1 at t = 1
-        return Scales(1 - t, sigma, -one, slope * one)
+        k, rest = self.shift, 1 - self.least
+        below = 1 + (k - 1) * t.double()
+        t, speed = k * t.double() / below, k / below**2
+        sigma = t if self.least == 0 else 1 - rest * (1 - t)  # exactly 1 at t = 1
+        return Scales(1 - t, sigma, -speed, rest * speed)
 
     def time(self, ratio: Tensor) -> Tensor:
         ratio = ratio.double().clamp(max=1e300)  # infinite at t = 1
-        return ((ratio - self.least) / (ratio + 1 - self.least)).clamp(min=0)
+        t = ((ratio - self.least) / (ratio + 1 - self.least)).clamp(min=0)
+        return t / (self.shift + (1 - self.shift) * t)
 
 
 @schedules("trigonometric")
