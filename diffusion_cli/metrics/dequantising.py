@@ -42,7 +42,8 @@ def filled(
     Then P(x0) = E_q[p(u) / q(u | x0)] for a model density p, whatever q.
 
     Reference: Theis et al. 2016, section 3.1, arXiv:1511.01844 (uniform); Zheng et al.
-        2023, section 4.2, arXiv:2305.03935 (truncated normal).
+        2023, "Improved techniques for maximum likelihood estimation for diffusion
+        ODEs", arXiv:2305.03935 (truncated normal).
     """
     w = rng.child("dequantise").uniform(x0.shape)
     d = x0[0].numel()
@@ -61,7 +62,7 @@ def decoded(x0: Tensor, x: Tensor, spacing: float, levels: int, noise: float) ->
     P(x0 | x) is a softmax of -(x - level)^2 / (2 noise^2) over all levels, per
     coordinate.
 
-    Reference: Kingma et al. 2021, eq. 10, arXiv:2107.00630.
+    Reference: Kingma et al. 2021, section 3, arXiv:2107.00630.
     """
 
     def energy(level: Tensor | float) -> Tensor:

@@ -36,7 +36,7 @@ def divergences(
     One evaluation, one vector-Jacobian product per probe; no second derivatives.
 
     Reference: Hutchinson 1989, "A stochastic estimator of the trace of the influence
-        matrix"; Grathwohl et al. 2019, eq. 7, arXiv:1810.01367.
+        matrix"; Grathwohl et al. 2019, section 3.1, arXiv:1810.01367.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

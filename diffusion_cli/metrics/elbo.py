@@ -36,7 +36,7 @@ class Elbo(Metric):
     levels, or N(x / alpha, (sigma / alpha)^2) for continuous data. Conditional on the
     labels of the data; without guidance.
 
-    Reference: Kingma et al. 2021, eq. 10-17, arXiv:2107.00630.
+    Reference: Kingma et al. 2021, section 3 and eq. 17, arXiv:2107.00630.
 
     Args:
         n: Number of data.

@@ -23,7 +23,7 @@ class SlicedW2(Metric):
     disjoint parts of the data. A shift by m counts |m| / sqrt(d).
 
     Reference: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of
-        measures", definition 6.
+        measures", section 3.
 
     Args:
         n: Number of points on either side.

@@ -30,7 +30,7 @@ class W2Bound(Metric):
     sqrt(E|x_0|^2), and stopping at the floor adds its own. Below 17 dimensions the
     exact W2 of n points stands beside it, if the package POT is there.
 
-    Reference: Kwon et al. 2022, theorem 1 and corollary 1, arXiv:2212.06359.
+    Reference: Kwon et al. 2022, theorem 1, arXiv:2212.06359.
 
     Args:
         n: Number of data, in the expectations and in the exact W2.
