@@ -83,12 +83,13 @@ def parts(
         try:
             return build()
         except ConfigError as error:
-            found.append(error)
+            if error.render() not in [known.render() for known in found]:
+                found.append(error)
             return None
 
-    built = attempt(lambda: model(config, spec, device))
+    built = attempt(lambda: model(config, spec, device, context))
     if built is None:
-        process = attempt(lambda: processes.build(config["process"]))
+        process = attempt(lambda: processes.build(config["process"], data=spec))
     else:
         process = built.process
     loss = attempt(lambda: objective(config, process, spec)) if process else None
@@ -123,7 +124,12 @@ def _agree(loss: Objective, built: Model, config: Config) -> None:
 
 
 def harmonious(walk: Sampler, denoiser: Denoiser, name: str) -> None:
-    """Refuse guidance that moves the mean of a draw where the sampler draws nothing."""
+    """Refuse a sampler and a guidance, or a model, that cannot work together."""
+    if walk.timeless and not denoiser.timeless:
+        raise ConfigError(
+            f"sampler: `{name}` needs a belief that does not depend on the time",
+            "parametrisation=subs without guidance of its own, or sampler=ancestral",
+        )
     if denoiser.tilts and not walk.draws:
         raise ConfigError(
             f"guidance: form=mean moves the mean of a draw; sampler `{name}` draws "
@@ -132,15 +138,19 @@ def harmonious(walk: Sampler, denoiser: Denoiser, name: str) -> None:
         )
 
 
-def model(config: Config, spec: Spec, device: str = "cpu") -> Model:
+def model(
+    config: Config, spec: Spec, device: str = "cpu", context: Context | None = None
+) -> Model:
     """Process, network and parametrisation; weights follow from the seed alone."""
-    process = processes.build(config["process"])
-    if spec.kind != process.kind:
+    kind = processes[config["process"]["name"]].kind
+    if spec.kind != kind:
         raise ConfigError(
-            f"process: `{config['process']['name']}` works on {process.kind} data; "
+            f"process: `{config['process']['name']}` works on {kind} data; "
             f"`{config['dataset']['name']}` is {spec.kind}",
-            "dcli list process",
+            FITTING[kind],
         )
+    read = context.samples if context else None
+    process = processes.build(config["process"], data=spec, read=read)
     reading = parametrisations.build(config["parametrisation"])
     demand("parametrisation", config["parametrisation"]["name"], reading.needs, process)
     if reason := reading.fits(process):
@@ -227,6 +237,7 @@ def sampler(
             grid(process, built.steps)
         except ValueError as error:
             raise ConfigError(f"sampler.{error}") from error
+    built.check(process)
     return built
 
 
@@ -253,6 +264,7 @@ def guided(
             )
         inner = denoiser
         denoiser = guidances.build(node, denoiser=inner, context=context)
+        demand("guidance", node["name"], denoiser.needs, denoiser.process)
         denoiser.tilts = denoiser.tilts or inner.tilts
     return denoiser
 
