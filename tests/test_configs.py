@@ -33,7 +33,7 @@ def composed(verb: str, *overrides: str) -> dict[str, Any]:
 def overrides(group: str, name: str) -> list[str]:
     """The choice of one yaml, and what else it needs to be a whole config."""
     chosen = [f"+exp={name}"] if group == "exp" else [f"{group}={name}"]
-    if name == "image_folder":
+    if group == "dataset" and name in ("image_folder", "pairs"):
         chosen.append("dataset.path=images")
     if group == "guidance" and name == "cfg":
         chosen.append("objective.drop=0.1")
