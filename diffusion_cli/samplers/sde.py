@@ -28,7 +28,8 @@ class EulerMaruyama(Sampler):
     All of them have the marginals of the path: noise 0 is the probability-flow ODE,
     noise 1 with spread `diffusion` Anderson's reverse SDE. The steps are those of the
     grid, and the last one returns the belief. Where alpha vanishes (flow matching) g is
-    infinite at t = 1, and the other spreads, SiT's w, are not.
+    infinite at t = 1, and the other spreads, SiT's w, are not. An explicit method: below
+    about 25 steps it is unstable on EDM's path, where g^2 / sigma^2 is large.
 
     Reference: Anderson 1982, "Reverse-time diffusion equation models"; Song et al.
         2021, eq. 6, arXiv:2011.13456; Ma et al. 2024, section 2.2, arXiv:2401.08740.
