@@ -18,7 +18,8 @@ from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.errors import NumericsError
 from diffusion_cli.gallery import Gallery
 from diffusion_cli.odes import encode
-from diffusion_cli.rebuild import Rebuilt, kind, labels
+from diffusion_cli.place import fingerprint, kind
+from diffusion_cli.rebuild import Rebuilt, labels
 from diffusion_cli.rng import Rng
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
@@ -58,15 +59,17 @@ class Drawing:
         self.dtype = getattr(torch, values["dtype"])
         request = {key: values[key] for key in DECIDING} | built.chosen
         request |= {"checkpoint": found.hash, "device": device.type}
+        if built.place.used:
+            request["used"] = built.place.used
         if clean is not None:
-            data = clean.cpu().contiguous().numpy().tobytes()
-            request["encode"] = hashlib.sha256(data).hexdigest()[:16]
+            request["encode"] = fingerprint(clean)
         request = json.loads(json.dumps(request))
         folder = Path(out).expanduser() if out else self._folder(request)
         batch = values["batch"]
         self.gallery = Gallery(folder, kind(found), found.spec, batch, request)
         self.rows_seen = self.chunks_drawn = 0
-        built.model.network.register_forward_hook(self._count)
+        for model in (built.model, *built.place.models):
+            model.network.register_forward_hook(self._count)
 
     def draw(self, n: int, film: str | None = None) -> None:
         """Draw what is missing of the first `n`, and a film of the first chunk."""

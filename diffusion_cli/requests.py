@@ -117,7 +117,7 @@ class FitSettings:
         ckpt: A run or checkpoint folder, or the unique beginning of a run's name.
         variance: What to find: the optimal reverse variance, one scalar per time.
         n: Number of data used.
-        times: Number of times, even in log(sigma / alpha); null: all it knows, or 100.
+        times: Number of times, even in log(sigma / alpha); null: all that a table has.
         batch: Data per pass.
         seed: Which data, and which noise.
         weights: `ema`, `ema-<half-life>` or `raw`.
@@ -129,7 +129,7 @@ class FitSettings:
     ckpt: str
     variance: Literal["analytic"] = "analytic"
     n: int = 10_000
-    times: int | None = None
+    times: int | None = 100
     batch: int = 256
     seed: int = 0
     weights: str = "ema"

@@ -5,22 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from choices import node, options
 from oracles import Still, gaussian, number, rows
 from tiny import interrupted, outcome, place, tiny
 from torch import nn
 
-from diffusion_cli import checkpoint
+from diffusion_cli import assemble, checkpoint, config
 from diffusion_cli.commands import train
 from diffusion_cli.core import Point, Spec
+from diffusion_cli.couplings import couplings
 from diffusion_cli.denoiser import Model
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.networks import Network
 from diffusion_cli.objectives import objectives
 from diffusion_cli.parametrisations import parametrisations
+from diffusion_cli.place import trained
 from diffusion_cli.processes import processes
 from diffusion_cli.processes.cold import Cold
 from diffusion_cli.processes.degradation import Operator, operators
-from diffusion_cli.rebuild import trained
 from diffusion_cli.rng import Rng
 from diffusion_cli.samplers import samplers
 
@@ -475,7 +477,7 @@ def test_l1_is_the_absolute_and_x0_the_squared_error():
     for name in ("l1", "denoise"):
         weight = {"weight": {"name": "x0"}} if name == "denoise" else {}
         node = {"name": name, "time": UNIFORM, **weight}
-        law = objectives.build(node, coupling=lambda x0, n, rng, **c: (x0, n, c))
+        law = objectives.build(node, coupling=couplings.build({"name": "independent"}))
         losses = law(net, x0, rows(64))
         x = net.process.corrupt(x0, law.times, x0[:, :0, 0, 0])
         gap = x0 - x / 2
@@ -523,3 +525,67 @@ def test_a_cold_run_resumes_exactly_and_keeps_what_it_fitted(operator):
         # mean and spread of the brightness of the digits, which `fit` alone knows
         assert float(x.mean()) == pytest.approx(-0.389, abs=0.02)
         assert float(x.mean((1, 2, 3)).std()) == pytest.approx(0.067, abs=0.012)
+
+
+# what goes with what
+
+COLD = [name for name in options("process") if name.startswith("cold_")]
+GOES = {
+    "parametrisation": ["clean"],
+    "objective": ["l1", "x0"],
+    "sampler": ["improved"],
+}
+
+
+def chosen(process, **others):
+    """A cold process with its partners, or others, around a small network."""
+    names = {"parametrisation": "clean", "objective": "l1", "sampler": "improved"}
+    parts = {role: node(role, name) for role, name in (names | others).items()}
+    size = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}
+    network, _ = config.roles()["network"].check(size, "network")
+    return parts | {
+        "seed": 0,
+        "process": node("process", process),
+        "dataset": {"name": "image_folder"},
+        "coupling": {"name": "independent"},
+        "network": network,
+        "guidance": [],
+    }
+
+
+@pytest.mark.parametrize("objective", GOES["objective"])
+@pytest.mark.parametrize("process", COLD)
+def test_every_cold_process_trains_and_samples_two_steps(process, objective):
+    values = chosen(process, objective=objective)
+    parts = assemble.parts(values, SPEC)
+    parts.model.process.fit(iter([images(16).float()]))
+    losses = parts.objective(parts.model, images(8).float(), rows(8))
+    losses.mean().backward()
+    grads = [weight.grad for weight in parts.model.parameters()]
+    assert losses.isfinite().all() and any(bool(grad.any()) for grad in grads)
+    sampler = assemble.sampler(values["sampler"], parts.model.process, steps=2)
+    x = parts.model.process.prior((8, *SPEC.shape), rows(8))
+    states = list(sampler.trajectory(parts.denoiser, x, rows(8)))
+    assert len(states) == 2 and states[-1].isfinite().all()
+
+
+@pytest.mark.parametrize("role", GOES)
+def test_everything_else_is_refused_with_a_reason(role):
+    for name in options(role):
+        if name in GOES[role]:
+            continue
+        with pytest.raises(ConfigError) as caught:
+            assemble.parts(chosen("cold_blur", **{role: name}), SPEC)
+        text = caught.value.render()
+        reasons = {"ancestral": "must be <= 50", "ddim": "takes no `eta`"}
+        assert reasons.get(name, f"{role}") in text and "hint:" in text, name
+
+
+def test_the_kernels_are_those_of_cold_processes():
+    values = chosen("cold_fade") | {"process": node("process", "flow")}
+    with pytest.raises(ConfigError, match="takes no `kernel`"):
+        assemble.parts(values, SPEC)
+    values = chosen("cold_blur")
+    values["sampler"] = {**values["sampler"], "kernel": "mix"}
+    with pytest.raises(ConfigError, match="sampler.kernel: must be improved or res"):
+        assemble.parts(values, SPEC)

@@ -15,7 +15,7 @@ from diffusion_cli.core import Spec
 from diffusion_cli.datasets import datasets
 from diffusion_cli.denoiser import Model
 from diffusion_cli.optimizers import optimizers
-from diffusion_cli.rebuild import Place
+from diffusion_cli.place import Place
 
 UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
 

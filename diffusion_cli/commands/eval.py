@@ -20,7 +20,8 @@ from diffusion_cli.derived import Derived
 from diffusion_cli.drawing import Drawing
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.metrics import Batch, Result, Subject, metrics
-from diffusion_cli.rebuild import Place, Rebuilt, laid_over, rebuild
+from diffusion_cli.place import Place
+from diffusion_cli.rebuild import Rebuilt, laid_over, rebuild
 from diffusion_cli.rng import Rng, shuffled
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say

@@ -15,8 +15,9 @@ from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.derived import Derived
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.place import trained
 from diffusion_cli.processes.affine import Diffusion
-from diffusion_cli.rebuild import laid_over, trained
+from diffusion_cli.rebuild import laid_over
 from diffusion_cli.rng import Rng, shuffled
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say

@@ -13,8 +13,9 @@ from diffusion_cli import assemble, checkpoint, failpoints
 from diffusion_cli import device as devices
 from diffusion_cli.drawing import Drawing
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.place import kind
 from diffusion_cli.processes import Flow
-from diffusion_cli.rebuild import Rebuilt, kind, rebuild
+from diffusion_cli.rebuild import Rebuilt, rebuild
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 

@@ -25,8 +25,8 @@ from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.errors import CheckpointError, ConfigError
 from diffusion_cli.latch import NonFinite
+from diffusion_cli.place import Place
 from diffusion_cli.preview import preview
-from diffusion_cli.rebuild import Place
 from diffusion_cli.rng import shuffled
 from diffusion_cli.run_folder import RunFolder, agree
 from diffusion_cli.settings import Every, Keep, TrainerSettings, seconds

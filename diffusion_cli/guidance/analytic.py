@@ -42,7 +42,7 @@ class Analytic(Denoiser):
         denoiser: Denoiser,
         context: Context,
         source: Literal["fit", "loss"] = "fit",
-        estimate: Estimate = "noise",
+        estimate: Estimate = "error",
         clip: bool = True,
     ) -> None:
         super().__init__()

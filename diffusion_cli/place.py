@@ -1,0 +1,162 @@
+"""Trained models, and the place where parts are built: other runs, files, fits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_cli import assemble
+from diffusion_cli.artifact import broken
+from diffusion_cli.checkpoint import Checkpoint, load
+from diffusion_cli.core import Spec
+from diffusion_cli.datasets import Dataset, datasets
+from diffusion_cli.denoiser import Context, Model
+from diffusion_cli.derived import Derived
+from diffusion_cli.errors import CheckpointError, ConfigError
+from diffusion_cli.registry import ROLES, near
+from diffusion_cli.trainer import autocast, memory, precision
+
+TRAINED = ("process", "parametrisation", "network")  # what the weights depend on
+
+
+def trained(
+    found: Checkpoint,
+    weights: str = "ema",
+    device: torch.device | None = None,
+    network_precision: str = "auto",
+) -> Model:
+    """The model of a checkpoint: frozen, in evaluation mode, on its device."""
+    device = device or torch.device("cpu")
+    config = dict(found.config)
+    for role in TRAINED:
+        config[role] = stored(found, role, config.get(role))
+    model = _model(found, config)
+    found.load_model(model, weights)
+    model.to(device).eval().requires_grad_(False)
+    model.around = autocast(device, precision(device, network_precision))
+    return model
+
+
+def kind(found: Checkpoint) -> type[Dataset]:
+    """The class of the data the model was trained on; the data itself is not opened."""
+    node = found.config.get("dataset")
+    name = node.get("name") if isinstance(node, Mapping) else None
+    if name not in datasets.names():
+        message = f"{found.folder}: uses dataset `{name}`, which is not installed"
+        hint = f"plugins=[...]{near(str(name), datasets.names())}"
+        raise CheckpointError(message, hint, "CKPT-PLUGIN")
+    return datasets[str(name)]
+
+
+class Place(Context):
+    """Where parts are built: beside which data, for which checkpoint.
+
+    Args:
+        kind: Class of the data set, which reads samples from files.
+        spec: What a sample looks like.
+        device: Where models and samples are to be.
+        found: The checkpoint that is sampled; None while a run is trained.
+        weights: Which of its weights.
+
+    `models` are those of other runs, `used` the fingerprints of all that was asked for.
+    """
+
+    def __init__(
+        self,
+        kind: type[Dataset],
+        spec: Spec,
+        device: torch.device,
+        found: Checkpoint | None = None,
+        weights: str = "ema",
+    ) -> None:
+        self.kind, self.spec, self.device = kind, spec, device
+        self.found, self.weights = found, weights
+        self.models: list[Model] = []
+        self.used: dict[str, str] = {}
+
+    def model(self, run: str) -> Model:
+        found = load(run)
+        self.used[run] = found.hash
+        self.models.append(trained(found, device=self.device))
+        return self.models[-1]
+
+    def samples(self, path: str) -> Tensor:
+        x = self.kind.load(Path(path).expanduser(), self.spec)
+        self.used[path] = fingerprint(x)
+        return x.to(self.device)
+
+    def prompt(self, text: str, mask: str) -> Tensor:
+        return self.kind.prompt(text, self.spec, mask).to(self.device)
+
+    def fitted(self, name: str) -> Mapping[str, Tensor]:
+        found = self._sampled(f"what `dcli fit` finds under `{name}`")
+        values = Derived(found, self.weights).read(name)
+        if values is None:
+            message = f"{found.home}: nothing was fitted yet for `{name}`"
+            raise ConfigError(message, f"dcli fit ckpt={found.home} variance={name}")
+        self.used[name] = fingerprint(*values.values())
+        return {key: value.to(self.device) for key, value in values.items()}
+
+    def recorded(self, name: str) -> Tensor:
+        found = self._sampled(f"the objective's `{name}`")
+        values = found.tensors("objective")
+        if name not in values:
+            message = f"{found.home}: training recorded no `{name}`"
+            raise ConfigError(message, "train it with objective.name=denoise")
+        return values[name].to(self.device)
+
+    def _sampled(self, what: str) -> Checkpoint:
+        if self.found is None:
+            message = f"{what} belongs to a trained run"
+            raise ConfigError(message, "leave it out of `dcli train`; dcli sample ...")
+        return self.found
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """Sixteen digits that tell other values from these."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def stored(found: Checkpoint, role: str, node: Any) -> dict[str, Any]:
+    """A node of the checkpoint's config, checked like one that a user typed."""
+    registry = ROLES[role]
+    name = node.get("name") if isinstance(node, Mapping) else None
+    if isinstance(name, str) and name not in registry.names():
+        trained = found.config.get("plugins") or []
+        hint = "install the package that it comes from"
+        if trained:
+            listed = ",".join(str(plugin) for plugin in trained)
+            hint = (
+                f"it was trained with plugins=[{listed}]; "
+                "pass that again if you trust the file"
+            )
+        message = f"{found.folder}: uses {role} `{name}`, which is not installed"
+        raise CheckpointError(message, hint, "CKPT-PLUGIN")
+    values, errors = registry.check(node, role)
+    if errors:
+        text = "; ".join(error.message for error in errors)
+        raise CheckpointError(f"{found.folder}: {text}", "", "CKPT-CORRUPT")
+    return values
+
+
+def _model(found: Checkpoint, config: Mapping[str, Any]) -> Model:
+    """The model as the config says; whatever else its author wrote, it is refused."""
+    seed, objective = config.get("seed"), config.get("objective")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise broken(found.folder, f"manifest.json: seed is {seed!r}")
+    if not isinstance(objective, Mapping):
+        raise broken(found.folder, f"manifest.json: objective is {objective!r}")
+    try:
+        with memory("sample: the model", "device=<another>"):
+            return assemble.model(config, found.spec)
+    except (ConfigError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        what = f"the model cannot be built: {str(error).strip().splitlines()[0]}"
+        raise broken(found.folder, what) from error
