@@ -28,26 +28,31 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG and in grey PNGs
 class Mask(Operator):
     """A hole that grows from its centre, until at t = 1 nothing is left.
 
-    D(x, t) = (1 - exp(-d^2 / (2 std^2))) x,   std = width side t / (1 - t)
+    D(x, t) = (1 - exp(-d^2 / (2 std^2)))^holes x,   std = width side t / (1 - t)
 
-    d is the distance from the centre and side the longer one, in pixels.
+    d is the distance from the centre and side the longer one, in pixels. One soft hole
+    only dims, and what is dimmed is not lost; many of them have an edge.
 
-    Reference: Bansal et al. 2022, section 4.2, arXiv:2208.09392; a product of holes
-        there, one that grows without end here.
+    Reference: Bansal et al. 2022, section 4.2, arXiv:2208.09392; the holes of a product
+        have growing widths there, and equal ones here.
 
     Args:
         centre: The middle of the image, or anywhere in it, for every sample its own.
         width: Standard deviation at t = 1/2, as a part of the longer side.
+        holes: How many equal holes are laid over each other.
     """
 
     def __init__(
         self,
         data: Spec,
         centre: Literal["fixed", "random"] = "fixed",
-        width: float = 0.25,
+        width: float = 0.08,
+        holes: int = 20,
     ) -> None:
         super().__init__()
         require(width > 0, "width", width, "> 0")
+        require(holes >= 1, "holes", holes, ">= 1")
+        self.holes = holes
         _, self.high, self.wide = side("mask", data)
         self.centre, self.std = centre, width * max(self.high, self.wide)
 
@@ -65,7 +70,7 @@ class Mask(Operator):
         square = (down[:, :, None] ** 2 + across[:, None] ** 2)[:, None]  # (B, 1, H, W)
         ratio = ((1 - t) / t).clamp(max=1e6)  # infinite at t = 0
         sharp = ratio.reshape(-1, 1, 1, 1) / self.std
-        kept = -torch.expm1(-square * sharp**2 / 2)
+        kept = (-torch.expm1(-square * sharp**2 / 2)) ** self.holes
         kept = kept.where(t.reshape(-1, 1, 1, 1) > 0, 1.0)  # also at the very centre
         return kept.to(x0.dtype) * x0
 
