@@ -14,9 +14,15 @@ from diffusion_cli.rng import Rng
 from diffusion_cli.samplers.ode import Heun
 from diffusion_cli.samplers.spacing import Uniform
 
+DIFFUSIONS = [
+    name
+    for name in options("process")
+    if issubclass(processes[node("process", name)["name"]], Diffusion)
+]
+
 
 @pytest.mark.parametrize("at", [0.5, 1.0])
-@pytest.mark.parametrize("name", options("process"))
+@pytest.mark.parametrize("name", DIFFUSIONS)
 def test_churned_noise_is_that_of_its_time(name: str, at: float) -> None:
     process = cast(Diffusion, processes.build(node("process", name)))
     rng, t = Rng(0, torch.arange(20_000)), torch.tensor(at, dtype=torch.float64)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from choices import formulation, options
+from choices import formulation, node, options
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import put
@@ -26,6 +26,7 @@ from diffusion_cli.errors import (
     Stopped,
     StorageError,
 )
+from diffusion_cli.processes import processes
 
 __all__ = ["control", "place"]  # fixtures
 pytestmark = pytest.mark.usefixtures("place")
@@ -69,6 +70,10 @@ def data(process: str) -> dict[str, Any]:
         return {"dataset": {"name": "image_folder", "path": "photos", "cache": "cache"}}
     if process.startswith("cold_"):
         return {"dataset": {"name": "digits"}}
+    if processes[node("process", process)["name"]].kind == "tokens":
+        size = {"depth": 1, "width": 16, "heads": 2, "dropout": 0.2}
+        network = {"name": "token_transformer", **size}
+        return {"dataset": {"name": "digit_tokens"}, "network": network}
     return {}
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from choices import formulation, node, options
 from oracles import Known, number, rows
-from tiny import interrupted, outcome, place, tiny
+from tiny import place, tiny
 from token_oracles import PROCESSES, Table, build, certain, entropy, table
 
 from diffusion_cli import assemble
@@ -99,16 +99,6 @@ def test_tokens_and_numbers_do_not_mix() -> None:
         assert "works on" in caught.value.render()
         wanted = "dataset=text" if process == "mask" else "process=ddpm"
         assert wanted in caught.value.hint
-
-
-@pytest.mark.parametrize("process", EVERY)
-def test_a_run_resumes_bit_for_bit(process: str, place: None) -> None:
-    own = {k: v for k, v in config(process).items() if k in OWN}
-    own |= {"trainer": {"micro_batch": 4}}
-    train.run(tiny(out="whole", **own), [])
-    assert interrupted(Path("parts"), 7, **own) == 143
-    train.run(tiny(out="parts", **own), [])
-    assert outcome(Path("parts")) == outcome(Path("whole"))
 
 
 # readings
