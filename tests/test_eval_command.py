@@ -80,9 +80,9 @@ def test_numbers_are_printed_and_kept(run: Dcli) -> None:
     outcome = run("metric=moments")
     assert outcome.code == 0, outcome.err
     first, second, *table = outcome.out.splitlines()
-    assert first.startswith("moments  data") and first.endswith("+- 0.25")
-    assert second.split() == ["moments", "rows", "10"]
-    assert table[0].split() == ["moments", "row"] and len(table) == 3
+    assert first.startswith("moments.data ") and first.endswith("+- 0.25")
+    assert second.split() == ["moments.rows", "10"]
+    assert table[0].split() == ["row"] and len(table) == 3
     assert "moments: told to all" in outcome.err
     (line,) = kept()
     assert line["values"]["rows"] == 10 and line["metric"]["scale"] == 1

@@ -80,23 +80,22 @@ def _measure(node: Config, measured: _Measured) -> Result:
     metric = metrics.build(node, context=measured.place)
     measured.stop.begin()
     result = metric(measured)
-    lines = [*_lines(result.values), *_table(result.table)]
     if not measured.values["json"]:
-        print("\n".join(f"{name}  {line}" if line else "" for line in lines))
+        print("\n".join([*_lines(name, result.values), *_table(result.table)]))
     for note in result.notes:
         say(f"{name}: {note}")
     measured.keep(node, result)
     return result
 
 
-def _lines(values: Mapping[str, float]) -> Iterator[str]:
-    """`name  value +- standard error`, one value in a line."""
-    width = max(map(len, values), default=0)
+def _lines(metric: str, values: Mapping[str, float]) -> Iterator[str]:
+    """`metric.name  value +- standard error`, one value in a line."""
     for name, value in values.items():
         if not name.endswith("_se"):
             error = values.get(f"{name}_se")
             spread = "" if error is None else f" +- {error:.2g}"
-            yield f"{name:<{width}}  {value:.6g}{spread}"
+            label = name if name.startswith(metric) else f"{metric}.{name}"
+            yield f"{label:<28} {value:.6g}{spread}"
 
 
 def _table(rows: Any) -> Iterator[str]:
