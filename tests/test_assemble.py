@@ -41,11 +41,25 @@ ELSEWHERE = {
     "process": {
         *("cold_blur", "cold_desaturate", "cold_fade", "cold_mask", "cold_pixelate"),
         *("d3pm", "edit", "mask", "mask_count", "uniform"),
-        *("pfgm", "pfgmpp", "radial"),
+        *("idempotent", "pfgm", "pfgmpp", "radial"),
     },
-    "parametrisation": {"clean", "field", "logits", "subs"},
-    "objective": {"cross_entropy", "poisson_batch", "token_bound", "token_hybrid"},
-    "sampler": {"cached", "confident", "first_hitting", "improved", "ln_z", "tokens"},
+    "parametrisation": {"clean", "direct", "field", "logits", "subs"},
+    "objective": {
+        "cross_entropy",
+        "idempotent",
+        "poisson_batch",
+        "token_bound",
+        "token_hybrid",
+    },
+    "sampler": {
+        "cached",
+        "confident",
+        "first_hitting",
+        "improved",
+        "ln_z",
+        "one_step",
+        "tokens",
+    },
 }
 
 

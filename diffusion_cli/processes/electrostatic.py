@@ -51,7 +51,8 @@ class Electrostatic(Charged):
         flat = x.flatten(1)
         most = self.reach * math.sqrt(math.pi * flat.shape[1] / 2) * self.end.sigma
         norm = flat.norm(dim=1).clamp(min=1e-30).reshape(-1, *[1] * (x.ndim - 1))
-        return x * (most / norm).clamp(max=1).to(x.dtype)
+        shrunk: Tensor = x * (most / norm).clamp(max=1).to(x.dtype)
+        return shrunk
 
     def noise(self, x0: Tensor, rng: Rng) -> Tensor:
         return student.noise(x0.shape, self.D, rng, x0.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class Jump(Process):
             torch.empty(tuple(shape), device=rng.device), rng.child("prior")
         )
 
-    def reverse(
-        self, q: Posterior, x: Tensor, t: Tensor, s: Tensor, rng: Rng, **how: Any
+    def reverse(  # type: ignore[override]  # it takes no keywords
+        self, q: Posterior, x: Tensor, t: Tensor, s: Tensor, rng: Rng
     ) -> Tensor:
         return q.mean
