@@ -235,3 +235,16 @@ def test_a_shift_for_larger_images(k):
     end = shifted(number(1.0))
     assert end.sigma == 1 and end.alpha == 0
     assert float(shifted.time(number(float("inf")))) == 1
+
+
+def test_the_table_of_betas_converges_to_the_vp_path():
+    """T3.5: beta_i = beta(i / N) / N gives alpha(t) to O(1 / N)."""
+    t = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)
+    exact = gaussian("vp").schedule(t).alpha.log()
+    errors = [
+        (gaussian("linear", levels=levels).schedule(t).alpha.log() - exact).abs()
+        for levels in (1000, 2000)
+    ]
+    torch.testing.assert_close(
+        errors[0] / errors[1], torch.full_like(t, 2), rtol=0.05, atol=0
+    )

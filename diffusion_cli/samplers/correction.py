@@ -16,6 +16,7 @@ from diffusion_cli.processes.affine import Diffusion
 from diffusion_cli.rng import Rng
 from diffusion_cli.samplers import Grid, Sampler, samplers
 from diffusion_cli.samplers.langevin import (
+    SIGMA_MAX,
     corrector_step,
     demand_signal,
     euler_maruyama,
@@ -23,8 +24,6 @@ from diffusion_cli.samplers.langevin import (
     langevin,
 )
 from diffusion_cli.settings import require
-
-SIGMA_MAX = "sampler.grid.name=log_sigma sampler.grid.sigma_max=80"
 
 
 @samplers("pc")

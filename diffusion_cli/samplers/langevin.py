@@ -9,6 +9,8 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.processes.affine import Diffusion, like
 from diffusion_cli.samplers import Grid
 
+SIGMA_MAX = "sampler.grid.name=log_sigma sampler.grid.sigma_max=80"  # to type
+
 
 def gradient(process: Diffusion, q: Posterior, x: Tensor, t: Tensor) -> Tensor:
     """The score with what guidance adds to it, the shape of `x`."""

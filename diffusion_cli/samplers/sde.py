@@ -14,7 +14,7 @@ from diffusion_cli.processes import Process
 from diffusion_cli.processes.affine import Diffusion
 from diffusion_cli.rng import Rng
 from diffusion_cli.samplers import Grid, Sampler, samplers
-from diffusion_cli.samplers.langevin import demand_signal, euler_maruyama
+from diffusion_cli.samplers.langevin import SIGMA_MAX, demand_signal, euler_maruyama
 from diffusion_cli.settings import require
 
 
@@ -28,8 +28,8 @@ class EulerMaruyama(Sampler):
     All of them have the marginals of the path: noise 0 is the probability-flow ODE,
     noise 1 with spread `diffusion` Anderson's reverse SDE. The steps are those of the
     grid, and the last one returns the belief. Where alpha vanishes (flow matching) g is
-    infinite at t = 1, and the other spreads, SiT's w, are not. An explicit method: below
-    about 25 steps it is unstable on EDM's path, where g^2 / sigma^2 is large.
+    infinite at t = 1, and the other spreads, SiT's w, are not. The method is explicit:
+    below about 25 steps it is unstable on EDM's path, where g^2 / sigma^2 is large.
 
     Reference: Anderson 1982, "Reverse-time diffusion equation models"; Song et al.
         2021, eq. 6, arXiv:2011.13456; Ma et al. 2024, section 2.2, arXiv:2401.08740.
@@ -58,7 +58,7 @@ class EulerMaruyama(Sampler):
 
     def check(self, process: Process) -> None:
         if self.noise and self.spread == "diffusion":
-            hint = "sampler.spread=sigma, or sampler.grid.sigma_max=80"
+            hint = f"sampler.spread=sigma, or {SIGMA_MAX}"
             diffusion = cast(Diffusion, process)
             demand_signal(
                 self.grid, diffusion, self.steps, "the noise g is infinite", hint
