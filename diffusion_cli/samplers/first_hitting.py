@@ -30,9 +30,6 @@ class FirstHitting(Sampler):
     def needs(self) -> type[Process]:
         return Masking
 
-    def calls(self, steps: int) -> int:
-        return steps
-
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Iterator[Tensor]:
         process = denoiser.process
