@@ -5,8 +5,8 @@ import torch
 from choices import node
 from oracles import SCHEDULES, gaussian, number, rows
 
-from diffusion_cli.objectives import weights
 from diffusion_cli.core import Spec
+from diffusion_cli.objectives import weights
 from diffusion_cli.parametrisations import parametrisations
 from diffusion_cli.processes.affine import Affine, Diffusion
 
@@ -130,7 +130,7 @@ def test_a_reading_is_finite_at_both_ends_or_says_why_not(name):
         for t in process.span:
             x = rows(2).normal((2, 3))
             seen, level = reading.inputs(x, number(t), process)
-            out = rows(2).normal((2, *reading.out(Spec((3,)))))
+            out = rows(2).normal((2, *reading.out(Spec((3,), classes=3))))
             mean = reading.posterior(out, x, number(t), process).mean
             assert seen.isfinite().all() and mean.isfinite().all()
             assert level.isfinite().all() and abs(float(level)) < 3
