@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,20 @@ from diffusion_cli.tracking import say
 from diffusion_cli.trainer import memory
 
 Config = dict[str, Any]
+
+
+class Given(NamedTuple):
+    """Clean samples to start from; sample i has the given one i mod N.
+
+    `encode` starts where the probability-flow ODE of the unguided model leads them,
+    `restore` from x_t at t = severity, `degraded` takes them for such an x_t.
+    """
+
+    x0: Tensor  # (N, ...)
+    how: Literal["encode", "restore", "degraded"]
+    severity: float = 1.0
+
+
 DECIDING = ("seed", "label", "batch", "weights", "dtype", "precision")
 
 
@@ -38,8 +52,7 @@ class Drawing:
         values: The keys of `DECIDING`: with checkpoint and parts, all that decides.
         device: Where to draw.
         stop: Asked between two steps.
-        clean: Samples (N, ...) to be encoded; sample i is then drawn from where the
-            probability-flow ODE of the unguided model leads clean sample i mod N.
+        given: Samples to start from instead of the prior.
         out: The folder; None is one in the run, named by the request.
     """
 
@@ -50,19 +63,20 @@ class Drawing:
         values: Mapping[str, Any],
         device: torch.device,
         stop: Stop,
-        clean: Tensor | None = None,
+        given: Given | None = None,
         out: str | None = None,
     ) -> None:
         self.found, self.built, self.values = found, built, values
-        self.device, self.stop, self.clean = device, stop, clean
+        self.device, self.stop, self.given = device, stop, given
         self.classes = labels(values["label"], found.spec, found.config)
         self.dtype = getattr(torch, values["dtype"])
         request = {key: values[key] for key in DECIDING} | built.chosen
         request |= {"checkpoint": found.hash, "device": device.type}
         if built.place.used:
             request["used"] = built.place.used
-        if clean is not None:
-            request["encode"] = fingerprint(clean)
+        if given is not None:
+            start = f"{given.how} {fingerprint(given.x0)} {given.severity}"
+            request["given"] = start
         request = json.loads(json.dumps(request))
         folder = Path(out).expanduser() if out else self._folder(request)
         batch = values["batch"]
@@ -152,11 +166,17 @@ class Drawing:
         self, shape: tuple[int, ...], cond: dict[str, Tensor], rng: Rng
     ) -> Tensor:
         """x_1 of a chunk: from the prior, or from given samples."""
-        if self.clean is None:
-            return self.built.model.process.prior(shape, rng)
-        x0 = self.clean[rng.rows % len(self.clean)].to(self.device)
-        model = self.built.model.given(**cond)
-        return encode(model, x0, rtol=1e-5, atol=1e-5, counts=Counter())
+        process, given = self.built.model.process, self.given
+        if given is None:
+            return process.prior(shape, rng)
+        x0 = given.x0[rng.rows.cpu() % len(given.x0)].to(self.device)
+        if given.how == "encode":
+            model = self.built.model.given(**cond)
+            return encode(model, x0, rtol=1e-5, atol=1e-5, counts=Counter())
+        if given.how == "degraded":
+            return x0
+        t = torch.tensor(given.severity, dtype=torch.float64)
+        return process.corrupt(x0, t, process.noise(x0, rng))
 
     def _count(self, network: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         self.rows_seen += len(inputs[0])

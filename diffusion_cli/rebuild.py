@@ -37,6 +37,7 @@ def rebuild(
     weights: str = "ema",
     device: torch.device | None = None,
     network_precision: str = "auto",
+    start: float | None = None,
 ) -> Rebuilt:
     """The model of a checkpoint, its sampler and its guidance.
 
@@ -49,6 +50,7 @@ def rebuild(
         weights: `ema`, `ema-<half-life>` or `raw`.
         device: Where to compute; the CPU if not given.
         network_precision: Precision of the network alone.
+        start: Time at which sampling starts instead of t = 1.
     """
     device = device or torch.device("cpu")
     model = trained(found, weights, device, network_precision)
@@ -58,14 +60,32 @@ def rebuild(
         hint = f"dcli sample ckpt=... guidance=classifier guidance.run={found.home}"
         raise ConfigError(message, hint)
     walk = laid_over("sampler", found, sampler)
+    if start is not None:
+        steps = _begin(model, walk, start, steps, nfe)
     guide = laid_over("guidance", found, guidance)
     built = assemble.sampler(walk, model.process, steps, nfe, context)
+    if start is not None and (grid := getattr(built, "grid", None)):
+        first = float(grid(model.process, built.steps)[0])
+        if abs(first - start) > 1 / (model.process.levels or 1e6):
+            message = f"restore: this grid starts at t = {first:.3g}, not {start:g}"
+            raise ConfigError(message, "sampler.grid.name=uniform")
     if "steps" in walk:
         walk = {**walk, "steps": built.steps}
     denoiser = assemble.guided(model, guide, found.config, context).eval()
     assemble.harmonious(built, denoiser, walk["name"])
     chosen = {"sampler": walk, "guidance": guide}
     return Rebuilt(model, built, denoiser, chosen, context)
+
+
+def _begin(
+    model: Model, walk: Node, start: float, steps: int | None, nfe: int | None
+) -> int | None:
+    """Let every grid start at `start`; no more steps than there are times below it."""
+    process = model.process
+    process.span = (process.span[0], start)
+    if process.levels and not (steps or nfe) and "steps" in walk:
+        return min(int(walk["steps"]), max(1, round(start * process.levels)))
+    return steps
 
 
 def labels(label: Any, spec: Spec, config: Mapping[str, Any]) -> list[int] | None:

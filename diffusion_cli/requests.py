@@ -28,6 +28,9 @@ class SampleSettings:
         trajectory: A film or a strip of the states between prior and data.
         encode: Samples to run to t = 1 along the probability-flow ODE, a file or a
             folder; what is drawn starts there. `n` is then their number.
+        restore: Samples to spoil up to t = severity; what is drawn starts there.
+        severity: Time at which restoring starts, below 1.
+        degraded: What `restore` names is spoilt already.
         out: Folder to write to; null is a folder in the run, named by what was asked.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         precision: Precision of the network alone.
@@ -46,6 +49,9 @@ class SampleSettings:
     format: list[Format] | Format = field(default_factory=lambda: ["png", "grid"])
     trajectory: Literal["gif", "strip"] | None = None
     encode: str | None = None
+    restore: str | None = None
+    severity: float = 0.5
+    degraded: bool = False
     out: str | None = None
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -62,6 +68,9 @@ class SampleSettings:
         require(not both, "nfe", self.nfe, "given without steps")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
         require(bool(self.format), "format", self.format, "png, npz or grid")
+        require(0 < self.severity < 1, "severity", self.severity, "in (0, 1)")
+        both = self.encode is not None and self.restore is not None
+        require(not both, "restore", self.restore, "given without encode")
 
 
 @dataclass(frozen=True)

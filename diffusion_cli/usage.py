@@ -80,6 +80,8 @@ keys:
   weights=ema                  ema, ema-<half-life>, raw
   format=[png,grid]            png, npz, grid
   trajectory=gif               gif, strip
+  encode=FILES                 start where the ODE of given samples ends
+  restore=FILES severity=0.5   start from given samples, spoilt up to t = severity
   out=FOLDER device=auto precision=auto dtype=float32 plugins=[FILE.py]
 
 {_HYDRA}""",

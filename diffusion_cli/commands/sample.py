@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffusion_cli import assemble, checkpoint, failpoints
 from diffusion_cli import device as devices
-from diffusion_cli.drawing import Drawing
+from diffusion_cli.drawing import Drawing, Given
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.place import kind
 from diffusion_cli.processes import Flow
@@ -38,29 +37,34 @@ def run(values: Config, overrides: list[str]) -> float | None:
             weights=values["weights"],
             device=device,
             network_precision=values["precision"],
+            start=values["severity"] if values["restore"] else None,
         )
         devices.tune(device, deterministic=False)
-        clean = _encoded(found, built, values)
-        if clean is not None:
-            values = {**values, "n": len(clean)}
-        drawing = Drawing(found, built, values, device, stop, clean, values["out"])
+        given = _given(found, built, values)
+        if given is not None:
+            values = {**values, "n": len(given.x0)}
+        drawing = Drawing(found, built, values, device, stop, given, values["out"])
         drawing.draw(values["n"], values["trajectory"])
         return _write(drawing, values)
 
 
-def _encoded(
+def _given(
     found: checkpoint.Checkpoint, built: Rebuilt, values: Config
-) -> Tensor | None:
-    """The samples of `encode=`, if any."""
-    if values["encode"] is None:
+) -> Given | None:
+    """The samples of `encode=` or `restore=`, if any."""
+    path = values["encode"] or values["restore"]
+    if path is None:
         return None
+    x0 = kind(found).load(Path(path).expanduser(), found.spec)
+    if values["restore"]:
+        how: Any = "degraded" if values["degraded"] else "restore"
+        return Given(x0, how, values["severity"])
     walk = built.chosen["sampler"]["name"]
     assemble.demand("encode", "dopri5", Flow, built.model.process)
     if built.sampler.draws:
         message = f"encode: sampler `{walk}` adds noise on the way back"
         raise ConfigError(message, "sampler=dopri5, heun or ddim")
-    path = Path(values["encode"]).expanduser()
-    return kind(found).load(path, found.spec)
+    return Given(x0, "encode")
 
 
 def _write(drawing: Drawing, values: Config) -> float:
@@ -86,10 +90,10 @@ def _write(drawing: Drawing, values: Config) -> float:
     )
     steps = f"{sampler.steps} steps, " if sampler.steps else ""
     counted = "".join(f", {count} {what}" for what, count in sampler.counted().items())
-    if drawing.clean is not None:
-        back = torch.cat(list(gallery.samples(n)))
-        error = (back - drawing.clean.cpu()).square().mean().sqrt()
-        say(f"encoded and drawn again: root mean square difference {error:.3g}")
+    if drawing.given is not None:
+        x = torch.cat(list(gallery.samples(n)))
+        error = (x - drawing.given.x0.cpu()).float().square().mean().sqrt()
+        say(f"root mean square difference from what was given: {error:.3g}")
     say(f"{n} samples, {steps}{calls:g} network calls each{counted}")
     print(gallery.folder)
     return calls

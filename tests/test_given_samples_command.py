@@ -1,0 +1,97 @@
+"""`dcli sample encode=` and `restore=`: samples that start from given ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Dcli
+
+POINTS = (
+    "dataset=toy2d dataset.size=300 process=vp network=mlp network.width=32 "
+    "network.depth=1 trainer.steps=60 trainer.batch=64 trainer.ema=[5] "
+    "every.preview=0 parametrisation=v objective=snr_plus_one out=run"
+).split()
+COLD = (
+    "dataset=digits process=cold_blur network=unet_digits network.channels=8 "
+    "trainer.steps=2 trainer.batch=8 every.preview=0 out=cold"
+).split()
+
+
+def drawn(folder: str) -> np.ndarray:
+    return np.load(Path(folder.strip()) / "samples.npz")["samples"]
+
+
+def told(err: str) -> float:
+    (line,) = [line for line in err.splitlines() if "root mean square" in line]
+    return float(line.rpartition(": ")[2])
+
+
+@pytest.fixture
+def points(dcli: Dcli) -> np.ndarray:
+    """A trained run of points, and twelve points of its data in `given.npz`."""
+    assert dcli("train", *POINTS).code == 0
+    x = np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32) / 2
+    np.savez("given.npz", samples=x)
+    return x
+
+
+def test_what_is_encoded_is_drawn_again(dcli: Dcli, points: np.ndarray) -> None:
+    words = ("ckpt=run", "encode=given.npz", "format=npz", "dtype=float64")
+    exact = dcli("sample", *words, "sampler=dopri5")
+    assert exact.code == 0, exact.err
+    x = drawn(exact.out)
+    assert x.shape == points.shape
+    np.testing.assert_allclose(x, points, atol=2e-3)
+    assert told(exact.err) < 1e-3 and "accepted" in exact.err
+    errors = [
+        told(dcli("sample", *words, "sampler=heun", f"steps={steps}").err)
+        for steps in (8, 32)
+    ]
+    assert errors[1] < errors[0] / 4
+    other = dcli("sample", *words, "sampler=dopri5", "batch=5").out
+    np.testing.assert_allclose(drawn(other), x, atol=1e-3)
+
+
+def test_restoring_starts_at_the_severity(dcli: Dcli, points: np.ndarray) -> None:
+    errors = []
+    for severity in ("0.05", "0.9"):
+        words = ("restore=given.npz", f"severity={severity}", "format=npz")
+        outcome = dcli("sample", "ckpt=run", *words, "steps=20")
+        assert outcome.code == 0, outcome.err
+        errors.append(told(outcome.err))
+    assert errors[0] < 0.2 < errors[1]
+    about = json.loads((Path(outcome.out.strip()) / "about.json").read_text())
+    assert about["n"] == 12
+
+
+def test_degraded_samples_are_taken_as_they_are(dcli: Dcli) -> None:
+    assert dcli("train", *COLD).code == 0
+    clean = dcli("sample", "ckpt=cold", "n=3", "steps=2", "format=[png,npz]")
+    folder = clean.out.strip()
+    words = ("ckpt=cold", f"restore={folder}/samples.npz", "severity=0.4", "format=npz")
+    one = dcli("sample", *words)
+    assert one.code == 0, one.err
+    other = dcli("sample", *words, "degraded=true")
+    assert drawn(one.out).shape == (3, 1, 8, 8)
+    assert not np.array_equal(drawn(one.out), drawn(other.out))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["encode=none.npz"], 3, "none.npz"),
+        (["encode=given.npz", "restore=given.npz"], 2, "without encode"),
+        (["restore=given.npz", "severity=1"], 2, "severity: must be in (0, 1)"),
+        (["encode=given.npz", "sampler=ancestral"], 2, "adds noise on the way back"),
+        (["encode=wide.npz"], 3, "wide.npz"),
+    ],
+)
+def test_mistakes(
+    dcli: Dcli, points: np.ndarray, words: list[str], code: int, message: str
+) -> None:
+    np.savez("wide.npz", samples=np.zeros((4, 3), np.float32))
+    outcome = dcli("sample", "ckpt=run", *words)
+    assert outcome.code == code and message in outcome.err, outcome.err
