@@ -1,6 +1,7 @@
 """Which noise goes with which datum (T12.2-T12.4, T12.6), and pairs from samples."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from diffusion_cli.couplings import couplings
 from diffusion_cli.datasets import datasets
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import ConfigError, DataError
+from diffusion_cli.rebuild import rebuild
+from diffusion_cli.requests import SampleSettings
 from diffusion_cli.rng import Rng
 from diffusion_cli.samplers import samplers
 
@@ -97,8 +100,8 @@ def test_sinkhorn_tends_to_both_ends():
     costs = [float((x0 - each).square().mean()) for each in (noise, soft, hard)]
     assert costs[1] - costs[2] < 0.1 * (costs[0] - costs[2])
     loose = coupling(method="sinkhorn", reg=1e6)
-    picks = torch.stack([loose(x0, noise, rows(16, s))[1] for s in range(400)])
-    assert float((picks.mean(0) - noise.mean()).abs().max()) < 5 * noise.std() / 20
+    picks = torch.stack([loose(x0, noise, rows(16, s))[1] for s in range(100)])
+    assert float((picks.mean(0) - noise.mean()).abs().max()) < 5 * noise.std() / 10
 
 
 def test_noise_moves_within_a_label_alone():
@@ -166,38 +169,26 @@ def test_reflow_in_one_dimension_is_straight():
         0.04,
     )
     noise = torch.linspace(-2.5, 2.5, 200, dtype=torch.float64)[:, None]
-    x0 = walk(data, noise, 400, "heun")
+    x0 = walk(data, noise, 150, "heun")
     again = Lines(x0, noise)
     torch.testing.assert_close(walk(again, noise, 1), x0)
     between = torch.tensor([[-1.37], [0.02], [1.11]], dtype=torch.float64)
     one, many = walk(again, between, 1), walk(again, between, 50)
     torch.testing.assert_close(one, many, rtol=0, atol=1e-6)
-    exact = walk(data, between, 400, "heun")
+    exact = walk(data, between, 150, "heun")
     torch.testing.assert_close(one, exact, rtol=0, atol=0.02)
     assert float((walk(data, between, 1) - exact).abs().max()) > 0.5
 
 
-PLACE = {"dataset": {"name": "toy2d", "size": 100}, "every": {"preview": 0}}
-
-
 def draw(folder, out, **own):
-    values = {
-        "ckpt": str(folder),
+    values = asdict(SampleSettings(str(folder))) | {
         "n": 40,
         "batch": 16,
         "steps": 3,
-        "nfe": None,
-        "label": None,
         "seed": 5,
-        "weights": "ema",
         "format": ["npz"],
-        "trajectory": None,
-        "encode": None,
         "out": str(out),
         "device": "cpu",
-        "precision": "auto",
-        "dtype": "float32",
-        "plugins": [],
         "sampler": None,
         "guidance": None,
     }
@@ -224,8 +215,6 @@ def test_pairs_bring_the_noise_that_they_were_drawn_from(tmp_path, place):  # no
     whole = process.prior((48, 2), Rng(5, torch.arange(48)).child("sample"))
     torch.testing.assert_close(noise, whole[index], rtol=0, atol=0)
     assert own(x0, noise, rows(3), **cond)[2] == {}
-    from diffusion_cli.rebuild import rebuild
-
     built = rebuild(found, steps=3)
     *_, again = built.sampler.trajectory(built.denoiser, noise, rows(3))
     torch.testing.assert_close(again, x0, rtol=1e-5, atol=1e-5)

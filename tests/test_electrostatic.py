@@ -84,12 +84,12 @@ def test_the_stream_function_is_conserved():
     start = (
         80 * torch.tensor([-3.0, -0.4, 0.01, 0.3, 2.0], dtype=torch.float64)[:, None]
     )
-    steps = 600
+    steps = 300
     states = walk(Charges(process, points), start, steps)
     logs = torch.linspace(math.log(80), math.log(0.002), steps, dtype=torch.float64)
-    for i in (100, 300, 450, 598):
+    for i in (50, 150, 225, 298):
         drift = psi(states[i], float(logs[i + 1].exp())) - psi(start, 80.0)
-        assert float(drift.abs().max()) < 2e-5
+        assert float(drift.abs().max()) < 1e-4
     quantile = (psi(start, 80.0) * 3).floor().long()
     torch.testing.assert_close(states[-1], points[quantile], rtol=0, atol=2e-3)
 

@@ -50,9 +50,9 @@ class Pairs(Dataset):
             message = f"dataset.path: {self.path} holds no pairs: {error}"
             hint = "dcli sample ckpt=... n=... format=npz out=<folder>"
             raise DataError(message, hint, "DATA-PATH") from error
-        if about.get("encode"):
-            message = f"dataset.path: {self.path} was encoded, not drawn from noise"
-            raise DataError(message, "draw samples without encode=", "DATA-PATH")
+        if start := about.get("encode") or about.get("restore"):
+            message = f"dataset.path: {self.path} starts at {start}, not at noise"
+            raise DataError(message, "draw samples of the prior", "DATA-PATH")
         self._x0 = torch.from_numpy(samples).float()
         if labels is not None:
             self._label = torch.from_numpy(labels).long()
