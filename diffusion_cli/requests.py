@@ -28,6 +28,7 @@ class SampleSettings:
         trajectory: A film or a strip of the states between prior and data.
         encode: Samples to run to t = 1 along the probability-flow ODE, a file or a
             folder; what is drawn starts there. `n` is then their number.
+        prompt: A text with `_` for open places; its other tokens stay as they are.
         restore: Samples to spoil up to t = severity; what is drawn starts there.
         severity: Time at which restoring starts, below 1.
         degraded: What `restore` names is spoilt already.
@@ -49,6 +50,7 @@ class SampleSettings:
     format: list[Format] | Format = field(default_factory=lambda: ["png", "grid"])
     trajectory: Literal["gif", "strip"] | None = None
     encode: str | None = None
+    prompt: str | None = None
     restore: str | None = None
     severity: float = 0.5
     degraded: bool = False

@@ -95,3 +95,17 @@ def test_mistakes(
     np.savez("wide.npz", samples=np.zeros((4, 3), np.float32))
     outcome = dcli("sample", "ckpt=run", *words)
     assert outcome.code == code and message in outcome.err, outcome.err
+
+
+def test_a_prompt_stays_and_the_rest_is_written(dcli: Dcli) -> None:
+    net = "network=token_transformer_tiny"
+    small = f"{net} network.width=16 network.heads=2 network.depth=1"
+    words = "exp=text trainer.steps=2 trainer.batch=4 every.preview=0 out=text".split()
+    assert dcli("train", *small.split(), *words).code == 0
+    outcome = dcli("sample", "ckpt=text", "prompt=To be_or not", "n=2", "steps=3")
+    assert outcome.code == 0, outcome.err
+    for path in sorted(Path(outcome.out.strip()).glob("0*.txt")):
+        text = path.read_text()
+        assert text.startswith("To be") and text[6:12] == "or not"
+    refused = dcli("sample", "ckpt=text", "prompt=To be \u20ac")
+    assert refused.code == 2 and "does not know the character" in refused.err

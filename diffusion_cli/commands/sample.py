@@ -12,9 +12,10 @@ from diffusion_cli import assemble, checkpoint, failpoints
 from diffusion_cli import device as devices
 from diffusion_cli.drawing import Drawing, Given
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.guidance import guidances
 from diffusion_cli.place import kind
 from diffusion_cli.processes import Flow
-from diffusion_cli.rebuild import Rebuilt, rebuild
+from diffusion_cli.rebuild import Rebuilt, laid_over, rebuild
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 
@@ -31,7 +32,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
         built = rebuild(
             found,
             sampler=values["sampler"],
-            guidance=values["guidance"],
+            guidance=_guidance(found, values),
             steps=values["steps"],
             nfe=values["nfe"],
             weights=values["weights"],
@@ -46,6 +47,17 @@ def run(values: Config, overrides: list[str]) -> float | None:
         drawing = Drawing(found, built, values, device, stop, given, values["out"])
         drawing.draw(values["n"], values["trajectory"])
         return _write(drawing, values)
+
+
+def _guidance(found: checkpoint.Checkpoint, values: Config) -> Any:
+    """What was chosen, and around it the tokens that `prompt=` fixes."""
+    if values["prompt"] is None:
+        return values["guidance"]
+    own = laid_over("guidance", found, values["guidance"]) or []
+    stack = own if isinstance(own, list) else [own]
+    infill = {"name": "infill", "prompt": values["prompt"]}
+    node, _ = guidances.check(infill, "prompt")
+    return [*stack, node]
 
 
 def _given(
