@@ -222,7 +222,7 @@ def test_flow_matching_may_keep_a_little_noise():
 
 @pytest.mark.parametrize("k", [0.5, 3.0])
 def test_a_shift_for_larger_images(k):
-    """t' = k t / (1 + (k - 1) t): log k more in logit t, derivatives and inverse too."""
+    """t' = k t / (1 + (k - 1) t): log k more in logit t, and all that follows."""
     shifted, h = gaussian("straight", shift=k).schedule, 1e-6
     scales, up, down = shifted(HALF), shifted(HALF + h), shifted(HALF - h)
     moved = torch.logit(scales.sigma) - torch.logit(HALF)
