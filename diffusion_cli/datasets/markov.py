@@ -41,7 +41,7 @@ class Markov(Writing):
         self,
         letters: int = 8,
         length: int = 64,
-        sharpness: float = 3.0,
+        sharpness: float = 1.5,
         size: int = 100_000,
         seed: int = 0,
         split: Literal["train", "test"] = "train",
