@@ -187,9 +187,10 @@ def _components(
     errors: list[ConfigError] = []
     for role in VERBS[verb].roles:
         node = config.get(role)
-        if role in STACKED and not _partial(node):
+        names = registries[role].names() if role in STACKED else []
+        if role in STACKED and not _partial(node, names):
             node = stacked(node, empty=None if VERBS[verb].laid_over else [])
-        if VERBS[verb].laid_over and (node is None or _partial(node)):
+        if VERBS[verb].laid_over and (node is None or _partial(node, names)):
             checked[role] = node  # keys to lay over the checkpoint's
             continue
         bound = []
@@ -201,12 +202,16 @@ def _components(
     return checked, errors
 
 
-def _partial(node: Any) -> bool:
-    """Whether a node holds keys for another one: `{churn: 40}`, `{cfg: {scale: 3}}`."""
+def _partial(node: Any, names: list[str]) -> bool:
+    """Whether a node holds keys for another one: `{churn: 40}`, `{cfg: {scale: 3}}`.
+
+    A stack of nodes, each with one of `names`, does not.
+    """
     if not isinstance(node, Mapping) or not node or "name" in node:
         return False
     inner = [value for value in node.values() if isinstance(value, Mapping)]
-    return len(inner) < len(node) or any("name" not in each for each in inner)
+    whole = [each for each in inner if each.get("name") in names]
+    return len(whole) < len(node)
 
 
 def stacked(node: Any, empty: Any) -> Any:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffusion_cli import device as devices
 from diffusion_cli.checkpoint import Checkpoint
-from diffusion_cli.errors import NumericsError
+from diffusion_cli.errors import ConfigError, NumericsError
 from diffusion_cli.gallery import Gallery
 from diffusion_cli.odes import encode
 from diffusion_cli.place import fingerprint, kind
@@ -68,7 +68,7 @@ class Drawing:
     ) -> None:
         self.found, self.built, self.values = found, built, values
         self.device, self.stop, self.given = device, stop, given
-        self.classes = labels(values["label"], found.spec, found.config)
+        self.classes = labels(self._label(), found.spec, found.config)
         self.dtype = getattr(torch, values["dtype"])
         request = {key: values[key] for key in DECIDING} | built.chosen
         request |= {"checkpoint": found.hash, "device": device.type}
@@ -84,6 +84,17 @@ class Drawing:
         self.rows_seen = self.chunks_drawn = 0
         for model in (built.model, *built.place.models):
             model.network.register_forward_hook(self._count)
+
+    def _label(self) -> Any:
+        """The label asked for; what is encoded without one is drawn without one."""
+        asked = self.values["label"]
+        encoding = self.given is not None and self.given.how == "encode"
+        if not encoding or not self.found.spec.classes:
+            return asked
+        if not self.found.config["objective"].get("drop"):
+            message = "encode: the model was trained with a label for every sample"
+            raise ConfigError(message, "dcli train ... objective.drop=0.1")
+        return -1 if asked is None else asked
 
     def draw(self, n: int, film: str | None = None) -> None:
         """Draw what is missing of the first `n`, and a film of the first chunk."""
@@ -123,10 +134,21 @@ class Drawing:
         """Network calls per sample: counted now, or by the run that drew them."""
         if self.chunks_drawn:
             return self.rows_seen / self.chunks_drawn / float(self.values["batch"])
+        expected = self.built.sampler.calls(self.built.sampler.steps)
+        return float(self._told().get("network_calls_per_sample", expected))
+
+    def counted(self) -> dict[str, int]:
+        """What the sampler counted, now or when the samples were drawn."""
+        now = self.built.sampler.counted()
+        if self.chunks_drawn:
+            return now
+        told = self._told()
+        return {name: told[name] for name in now if name in told}
+
+    def _told(self) -> Config:
+        """What an earlier command said of these samples."""
         about = self.gallery.folder / "about.json"
-        if about.exists():
-            return float(json.loads(about.read_text())["network_calls_per_sample"])
-        return float(self.built.sampler.calls(self.built.sampler.steps))
+        return json.loads(about.read_text()) if about.exists() else {}
 
     def _folder(self, request: Config) -> Path:
         text = json.dumps(request, sort_keys=True)
@@ -171,6 +193,8 @@ class Drawing:
             return process.prior(shape, rng)
         x0 = given.x0[rng.rows.cpu() % len(given.x0)].to(self.device)
         if given.how == "encode":
+            if "label" in cond:
+                cond = {**cond, "label": torch.full_like(cond["label"], -1)}
             model = self.built.model.given(**cond)
             return encode(model, x0, rtol=1e-5, atol=1e-5, counts=Counter())
         if given.how == "degraded":

@@ -18,6 +18,7 @@ from diffusion_cli.datasets import Dataset, datasets
 from diffusion_cli.denoiser import Context, Model
 from diffusion_cli.derived import Derived
 from diffusion_cli.errors import CheckpointError, ConfigError
+from diffusion_cli.identity import dotted
 from diffusion_cli.registry import ROLES, near
 from diffusion_cli.trainer import autocast, memory, precision
 
@@ -40,6 +41,27 @@ def trained(
     model.to(device).eval().requires_grad_(False)
     model.around = autocast(device, precision(device, network_precision))
     return model
+
+
+def differences(source: Checkpoint, config: Mapping[str, Any]) -> list[str]:
+    """What a run that starts from others' weights reads in another way.
+
+    A head beside a mean that other weights predict would learn nonsense: that is a
+    `ConfigError`.
+    """
+    told = []
+    for role in ("process", "parametrisation"):
+        then, now = source.config.get(role, {}), config[role]
+        mean = now.get("mean")
+        if isinstance(mean, Mapping) and "mean" not in then:
+            if mean != then:
+                name = then.get("name")
+                message = f"init: {source.home} predicts `{name}`; parametrisation.mean"
+                hint = f"parametrisation.mean.name={name}"
+                raise ConfigError(f"{message} reads `{mean['name']}`", hint)
+        elif then != now:
+            told.append(f"that run has another {role}, {dotted(then)}")
+    return told
 
 
 def kind(found: Checkpoint) -> type[Dataset]:
@@ -80,7 +102,11 @@ class Place(Context):
         self.used: dict[str, str] = {}
 
     def model(self, run: str) -> Model:
-        found = load(run)
+        try:
+            found = load(run)
+        except CheckpointError as error:
+            error.message = error.message.replace("ckpt:", "run:", 1)
+            raise
         self.used[run] = found.hash
         self.models.append(trained(found, device=self.device))
         return self.models[-1]

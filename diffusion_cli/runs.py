@@ -23,9 +23,11 @@ def find(text: str) -> Path:
     start = text.removeprefix("runs/")
     matches = [path for path in runs if path.name.startswith(start)]
     whole = [
-        path for path in matches if re.fullmatch(r"-\w{8}", path.name[len(start) :])
+        path for path in matches if re.fullmatch(r"-\w{8}|", path.name[len(start) :])
     ]
-    matches = whole or matches  # `digits` is digits-1a2b3c4d, not digits-flow-...
+    exact = [path for path in whole if path.name == start]
+    # `digits` is the folder of that name, then digits-1a2b3c4d, then digits-flow-...
+    matches = exact or whole or matches
     if matches:
         if len(matches) == 1:
             return matches[0]

@@ -169,3 +169,29 @@ def test_stacks_of_guidance(dcli: Dcli) -> None:
     assert off.code == 0
     about = json.loads((Path(off.out.strip()) / "about.json").read_text())
     assert about["guidance"] == []
+
+
+def test_single_keys_of_nested_parts_change_the_runs_own(dcli: Dcli) -> None:
+    assert dcli("train", *TINY, "guidance=clip").code == 0
+    words = ("ckpt=run", "n=2", "steps=2", "sampler.grid.name=quadratic")
+    outcome = dcli("sample", *words)
+    assert outcome.code == 0, outcome.err
+    about = json.loads((Path(outcome.out.strip()) / "about.json").read_text())
+    assert about["sampler"]["grid"]["name"] == "quadratic"
+
+
+def test_an_exact_name_wins(dcli: Dcli) -> None:
+    for name in ("points", "points_more", "points-0123abcd"):
+        assert dcli("train", *TINY, f"out=runs/{name}").code == 0
+    assert "runs/points/" in dcli("sample", "ckpt=points", "n=2", "steps=2").err
+
+
+def test_a_head_is_trained_beside_the_mean_that_its_weights_predict(dcli: Dcli) -> None:
+    assert dcli("train", *TINY, "out=v", "parametrisation=v").code == 0
+    head = ("parametrisation=npr", "objective=second_moment", "init=v", "out=head")
+    words = (*TINY, *head, "trainable=network.second*")
+    refused = dcli("train", *words)
+    assert refused.code == 2 and "parametrisation.mean.name=v" in refused.err
+    assert dcli("train", *words, "parametrisation.mean.name=v").code == 0
+    other = dcli("train", *TINY, "process=vp", "init=v", "out=other")
+    assert other.code == 0 and "another process" in other.err

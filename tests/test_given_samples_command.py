@@ -79,6 +79,27 @@ def test_degraded_samples_are_taken_as_they_are(dcli: Dcli) -> None:
     assert not np.array_equal(drawn(one.out), drawn(other.out))
 
 
+LABELLED = [*POINTS, "dataset.labels=true", "objective.drop=0.3", "out=labelled"]
+LABELLED += ["trainer.steps=200", "optimizer.lr=1e-2"]
+
+
+def test_another_label_draws_the_same_noise_as_that_class(dcli: Dcli) -> None:
+    """Encoded without a label: drawn without one it is the same, with one it moves."""
+    assert dcli("train", *LABELLED).code == 0
+    x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32) / 2
+    np.savez("given.npz", samples=x)
+    words = ("ckpt=labelled", "encode=given.npz", "sampler=dopri5", "dtype=float64")
+    same = told(dcli("sample", *words).err)
+    moved = told(dcli("sample", *words, "label=3").err)
+    assert same < 5e-3 and moved > 10 * same, (same, moved)
+    again = dcli("sample", *words, "label=3")
+    assert "already done" in again.err and "rejected" in again.err
+    assert ", 0 accepted" not in again.err
+    assert dcli("train", *POINTS, "dataset.labels=true", "out=always").code == 0
+    refused = dcli("sample", "ckpt=always", "encode=given.npz", "sampler=dopri5")
+    assert refused.code == 2 and "objective.drop" in refused.err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -43,7 +43,8 @@ def run(values: Config, overrides: list[str]) -> float | None:
         devices.tune(device, deterministic=False)
         given = _given(found, built, values)
         if given is not None:
-            values = {**values, "n": len(given.x0)}
+            n = len(given.x0)
+            values = {**values, "n": n, "batch": min(n, values["batch"])}
         drawing = Drawing(found, built, values, device, stop, given, values["out"])
         drawing.draw(values["n"], values["trajectory"])
         return _write(drawing, values)
@@ -85,7 +86,7 @@ def _write(drawing: Drawing, values: Config) -> float:
     formats = values["format"]
     formats = formats if isinstance(formats, list) else [formats]
     gallery.export(n, formats, drawing.labels(torch.arange(n)))
-    calls = drawing.calls()
+    calls, counted = drawing.calls(), drawing.counted()
     gallery.describe(
         {
             "checkpoint": str(drawing.found.folder),
@@ -95,17 +96,17 @@ def _write(drawing: Drawing, values: Config) -> float:
             **{role: drawing.found.config[role] for role in ("dataset", "process")},
             "n": n,
             "network_calls_per_sample": calls,
-            **sampler.counted(),
+            **counted,
             **drawing.built.chosen,
             **{key: values[key] for key in TOLD},
         }
     )
     steps = f"{sampler.steps} steps, " if sampler.steps else ""
-    counted = "".join(f", {count} {what}" for what, count in sampler.counted().items())
+    what = "".join(f", {count} {name}" for name, count in counted.items())
     if drawing.given is not None:
         x = torch.cat(list(gallery.samples(n)))
         error = (x - drawing.given.x0.cpu()).float().square().mean().sqrt()
         say(f"root mean square difference from what was given: {error:.3g}")
-    say(f"{n} samples, {steps}{calls:g} network calls each{counted}")
+    say(f"{n} samples, {steps}{calls:g} network calls each{what}")
     print(gallery.folder)
     return calls

@@ -25,7 +25,7 @@ from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.errors import CheckpointError, ConfigError
 from diffusion_cli.latch import NonFinite
-from diffusion_cli.place import Place
+from diffusion_cli.place import Place, differences
 from diffusion_cli.preview import preview
 from diffusion_cli.rng import shuffled
 from diffusion_cli.run_folder import RunFolder, agree
@@ -56,7 +56,8 @@ def run(values: Config, overrides: list[str]) -> float | None:
         if values["trainable"] is not None:
             freeze(parts.model, values["trainable"])
         if values["init"]:
-            checkpoint.load(values["init"])  # refused before anything is made
+            for told in differences(checkpoint.load(values["init"]), values):
+                say(f"init: {told}")
         data.prepare()
         for note in data.notes:
             say(f"dataset: {note}")

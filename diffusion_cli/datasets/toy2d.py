@@ -185,6 +185,8 @@ class Toy2D(Dataset):
         right, up = x.detach().float().cpu().numpy().T
         dot = min(20.0, 20_000 / max(1, len(x)))  # less ink per point in a crowd
         axes.scatter(right, up, s=dot, alpha=0.6, linewidths=0)
+        if outside := int((x.abs() > VIEW).any(1).sum()):
+            axes.set_title(f"{outside} of {len(x)} points lie outside")
         canvas.draw()  # type: ignore[no-untyped-call]
         shown = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
         return torch.from_numpy(shown[..., :3].copy()).permute(2, 0, 1).contiguous()

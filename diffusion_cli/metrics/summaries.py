@@ -25,9 +25,10 @@ def surprise(nats: Tensor, spec: Spec) -> dict[str, float]:
 
 def meant(spec: Spec) -> str:
     """What the numbers of `surprise` are about."""
+    given = "log p(x | label); " if spec.classes else ""
     if spacing(spec) is None:
-        return "continuous data: differential nats and bits, which units change"
-    return f"bits of the discrete data, {spec.codec['levels']} levels"
+        return f"{given}continuous data: differential nats and bits, which units change"
+    return f"{given}bits of the discrete data, {spec.codec['levels']} levels"
 
 
 def spacing(spec: Spec) -> float | None:

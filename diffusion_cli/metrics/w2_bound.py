@@ -86,7 +86,10 @@ class W2Bound(Metric):
             values["w2"] = optimal_transport(points.samples, points.data)
             values["w2_floor"] = optimal_transport(points.other, points.data)
             values["ratio"] = found.total / values["w2"]
-            notes.append(f"exact W2 of {len(points.data)} points, w2_floor of data")
+            notes.append(
+                f"exact W2 of {len(points.data)} points and of data, w2_floor, below "
+                "which it cannot fall; ratio: the bound over W2"
+            )
         elif model.spec.numel <= FLAT:
             notes.append("no exact W2 beside it: pip install 'diffusion-cli[ot]'")
         table = [dict(zip(found.columns, row, strict=True)) for row in rows]
