@@ -36,5 +36,6 @@ class Derived:
         folder = self.folder / name
         if not (folder / "manifest.json").exists():
             return None
-        artifact.verify(folder)
+        if "values.safetensors" not in artifact.verify(folder)["files"]:
+            raise artifact.broken(folder, "manifest.json lists no values")
         return tensorfile.read(folder / "values.safetensors")

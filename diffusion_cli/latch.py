@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -73,6 +76,14 @@ class Latch:
         self._step = torch.where(first, step, self._step)
         self._norm = torch.where(first, norm.float(), self._norm)
         self.closed = torch.maximum(self.closed, bad.float())
+
+    @contextmanager
+    def held(self, tensors: Iterable[Tensor]) -> Iterator[None]:
+        """Undo what is done to `tensors` meanwhile, if it is closed; does not wait."""
+        kept = [(tensor, tensor.clone()) for tensor in tensors]
+        yield
+        for tensor, before in kept:
+            tensor.copy_(torch.where(self.closed > 0, before, tensor))
 
     def check(self, lr: float) -> None:
         """Raise `NonFinite` if it is closed; waits for the device."""

@@ -16,6 +16,7 @@ from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.errors import EnvironmentFault, NumericsError
 from diffusion_cli.processes import Flow
 
+MOST = 20_000  # steps: a network's noise lets too tight a tolerance go on for ever
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
 
@@ -62,7 +63,7 @@ def integrate(
 
     first = y if isinstance(y, Tensor) else y[0]
     times = times.to(first.device, torch.float64)
-    options = {"step_t": times[-1:], "norm": _worst}
+    options = {"step_t": times[-1:], "norm": _worst, "max_num_steps": MOST}
     try:
         with torch.no_grad():
             solution = odeint(

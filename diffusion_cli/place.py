@@ -20,6 +20,7 @@ from diffusion_cli.derived import Derived
 from diffusion_cli.errors import CheckpointError, ConfigError
 from diffusion_cli.identity import dotted
 from diffusion_cli.registry import ROLES, near
+from diffusion_cli.tracking import say
 from diffusion_cli.trainer import autocast, memory, precision
 
 TRAINED = ("process", "parametrisation", "network")  # what the weights depend on
@@ -108,12 +109,14 @@ class Place(Context):
             error.message = error.message.replace("ckpt:", "run:", 1)
             raise
         self.used[run] = found.hash
+        say(f"another run: {found.folder}")
         self.models.append(trained(found, device=self.device))
         return self.models[-1]
 
     def samples(self, path: str) -> Tensor:
         x = self.kind.load(Path(path).expanduser(), self.spec)
         self.used[path] = fingerprint(x)
+        say(f"{len(x)} samples read from {path}")
         return x.to(self.device)
 
     def prompt(self, text: str, mask: str) -> Tensor:
@@ -134,6 +137,7 @@ class Place(Context):
         if name not in values:
             message = f"{found.home}: training recorded no `{name}`"
             raise ConfigError(message, "train it with objective.name=denoise")
+        self.used[name] = fingerprint(values[name])
         return values[name].to(self.device)
 
     def _sampled(self, what: str) -> Checkpoint:

@@ -109,9 +109,10 @@ class Trainer:
                     progress = self._scaled_step(state, list(batch))
             if self.device.type == "cpu":
                 self.check(state)
-            state.objective.observe(
-                state.model.process, progress.times, progress.losses
-            )
+            with state.latch.held(state.objective.buffers()):
+                state.objective.observe(
+                    state.model.process, progress.times, progress.losses
+                )
             for average in state.averages:
                 average.update(state.step)
             state.step += 1

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.denoiser import Denoiser
+from diffusion_cli.errors import CheckpointError
 from diffusion_cli.processes.affine import Affine, Diffusion, Scales
 from diffusion_cli.rng import Rng
 
@@ -78,7 +79,8 @@ def fitted(
     estimate: Estimate = "noise",
     clip: bool = True,
 ) -> Spread:
-    """C(t) from what `Fit` found."""
+    """C(t) from what `Fit` found (`CheckpointError` if it cannot have found that)."""
+    _demand_sound(process, values)
     times = values["times"].double()
     k = process.schedule(times)
     left = {
@@ -88,6 +90,24 @@ def fitted(
     }[estimate]()
     largest = float((values["high"] - values["low"]) / 2) ** 2
     return Spread(process, times, left * (1 + _ratio(k) ** 2), largest, clip)
+
+
+def _demand_sound(process: Affine, values: Mapping[str, Tensor]) -> None:
+    """Refuse values that no fit of this process writes."""
+    low, high = process.span
+    try:
+        times = values["times"].double()
+        columns = torch.stack([values[n].double() for n in ("noise", "error", "clean")])
+        scalars = [float(values[name]) for name in ("data", "low", "high")]
+        sound = times.ndim == 1 and columns.shape == (3, len(times)) and len(times) > 0
+        sound = sound and bool(columns.isfinite().all() and (times.diff() > 0).all())
+        sound = sound and low <= float(times[0]) and float(times[-1]) <= high
+        sound = sound and not any(map(math.isnan, scalars))
+    except (KeyError, RuntimeError, ValueError):
+        sound = False
+    if not sound:
+        message = "derived/analytic: these are not the values of a fit"
+        raise CheckpointError(message, "dcli fit ckpt=RUN variance=analytic", "DERIVED")
 
 
 def recorded(process: Affine, cells: Tensor, clip: bool = True) -> Spread:

@@ -13,7 +13,7 @@ from diffusion_cli import __version__, cli
 from diffusion_cli.errors import NumericsError, Stopped
 from diffusion_cli.usage import VERBS
 
-TAKES = "sampler= takes ancestral, ddim, dpmpp, eab, euler, heun"
+TAKES = "dcli list sampler"
 SMALL = ("dataset=toy2d", "network=mlp", "network.width=8", "network.depth=1")
 
 
@@ -267,7 +267,7 @@ def test_list_tells_what_goes_with_what(dcli: Dcli) -> None:
     heun = next(row for row in found["components"] if row["name"] == "heun")
     assert heun["reference"].startswith("Karras et al. 2022")
     assert "gaussian" in heun["with process"]
-    assert {"name": "ddim"}.items() <= found["options"][1].items()
+    assert "ddim" in [option["name"] for option in found["options"]]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_list_tells_what_goes_with_what(dcli: Dcli) -> None:
         ("dcli tr", {"train"}),
         ("dcli train process=f", {"process=flow"}),
         ("dcli train trainer.st", {"trainer.steps="}),
-        ("dcli train exp=dig", {"exp=digits"}),
+        ("dcli train exp=ddpm", {"exp=ddpm_cifar"}),
         ("dcli train -m process=ddpm,edm samp", {"sampler=", "sampler."}),
         ("dcli sample sampler=h", {"sampler=heun"}),
         ("dcli sample proc", set()),

@@ -44,6 +44,7 @@ def overrides(group: str, name: str) -> list[str]:
             "similarity": ["guidance.energy.path=x"],
             "inpaint": ["guidance.path=x"],
             "inverse": ["guidance.path=x"],
+            "infill": ["guidance.prompt=x"],
         }.get(name, [])
     if (group, name) == ("parametrisation", "classes"):
         chosen.append("objective=classify")

@@ -82,7 +82,7 @@ def test_annealing_finds_the_weights_of_the_modes():
 
 @pytest.mark.parametrize("schedule", ["linear", "ve", "subvp"])
 def test_the_step_of_the_corrector(schedule):
-    """e = 2 A (snr |z| / |score|)^2 per sample, A = 1 - beta (VP) or 1 (VE)."""
+    """e = 2 A snr^2 min((d + k) / (|score|^2 + k / sigma^2), sigma^2), k = 64."""
     process = gaussian(schedule)
     data, x = NormalData(process, 0.3, 0.2), process.prior((4, 6), rows(4)).double()
     own = {"predictor": "none", "corrections": 1, "snr": 0.3}
@@ -92,18 +92,21 @@ def test_the_step_of_the_corrector(schedule):
     ratio = process.schedule(t).alpha / process.schedule(s).alpha
     score = process.score(data(x, t), x, t)
     z = torch.full((4, 6), 0.7, dtype=torch.float64)
-    e = 2 * ratio**2 * (0.3 * z.norm(dim=1) / score.norm(dim=1)) ** 2
+    most = float(process.schedule(t).sigma ** 2)
+    shrunk = (6 + 64) / (score.norm(dim=1) ** 2 + 64 / most)
+    e = 2 * (0.3 * ratio) ** 2 * shrunk.clamp(max=most)
+    assert bool((e < 2 * (0.3 * ratio) ** 2 * most).any())
     expected = x + e[:, None] * score + (2 * e[:, None]).sqrt() * z
     torch.testing.assert_close(got * ratio, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_correction_is_never_longer_than_is_stable():
-    """Where the score is 0 the step is sigma^2: below 2 V for every V >= sigma^2."""
+    """Where the score is 0 the step is 2 (snr sigma)^2, far below 2 V >= 2 sigma^2."""
     process = gaussian("ve")
     data, x = NormalData(process, 0.3), torch.zeros(4, 2, dtype=torch.float64)
     sampler = build("pc", 20, "uniform", predictor="none")
     got = next(iter(sampler.trajectory(data, x, Still(0.7))))
-    expected = torch.full_like(x, (2 * process.end.sigma**2) ** 0.5 * 0.7)
+    expected = torch.full_like(x, 2 * 0.16 * process.end.sigma * 0.7)
     torch.testing.assert_close(got, expected)
 
 
@@ -113,11 +116,25 @@ def test_the_corrector_keeps_a_marginal_and_heals_a_wrong_one():
     process = gaussian("karras", sigma_max=1.0)
     data = NormalData(process, 1.0)
     sampler = samplers.build({
-        "name": "pc", "steps": 1, "grid": {"name": "uniform"}, "corrections": 60,
+        "name": "pc", "steps": 1, "grid": {"name": "uniform"}, "corrections": 150,
     })  # fmt: skip
-    e = 2 * 0.16**2 * 2  # |score|^2 is d / V
+    e = 2 * 0.16**2  # sigma^2 is less than d / |score|^2, V
     for scale in (1.0, 2.0):
         x = (2 * scale) ** 0.5 * rows(n).normal((n, size), torch.float64)
         *_, mean = sampler.trajectory(data, x, rows(n, seed=1))
         found = float((2 * mean).square().mean())  # the belief halves x
         assert found == pytest.approx(2 / (1 - e / 4), abs=0.05)
+
+
+@pytest.mark.parametrize("d", [1, 2, 8])
+def test_the_corrector_keeps_the_law_in_few_dimensions(d):
+    """The step hardly follows x: in one dimension too the marginal stays."""
+    n, process = 4000, gaussian("karras", sigma_max=1.0)
+    data = NormalData(process, 0.25)
+    sampler = samplers.build({
+        "name": "pc", "steps": 1, "grid": {"name": "uniform"}, "corrections": 100,
+    })  # fmt: skip
+    x = 1.25**0.5 * rows(n).normal((n, d), torch.float64)
+    *_, mean = sampler.trajectory(data, x, rows(n, seed=1))
+    found = float((mean / 0.2).square().mean())  # the belief is x / 5
+    assert found == pytest.approx(1.25, abs=0.12)

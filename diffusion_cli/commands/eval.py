@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,6 +49,10 @@ def run(values: Config, overrides: list[str]) -> float | None:
             device=device,
             network_precision=values["precision"],
         )
+        names = [node.get("name") for node in _several(chosen)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            message = f"metric: `{twice[0]}` is there twice"
+            raise ConfigError(message, "one command for each")
         nodes = [_of_size(node, values["n"]) for node in _several(chosen)]
         process = built.model.process
         for node in nodes:
@@ -80,6 +85,8 @@ def _measure(node: Config, measured: _Measured) -> Result:
     metric = metrics.build(node, context=measured.place)
     measured.stop.begin()
     result = metric(measured)
+    known = {key: value for key, value in result.values.items() if value == value}
+    result = replace(result, values=known)  # no standard error of a single sample
     if not measured.values["json"]:
         print("\n".join([*_lines(name, result.values), *_table(result.table)]))
     for note in result.notes:

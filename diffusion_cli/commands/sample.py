@@ -74,7 +74,7 @@ def _given(
         return Given(x0, how, values["severity"])
     walk = built.chosen["sampler"]["name"]
     assemble.demand("encode", "dopri5", Flow, built.model.process)
-    if built.sampler.draws:
+    if built.sampler.noisy:
         message = f"encode: sampler `{walk}` adds noise on the way back"
         raise ConfigError(message, "sampler=dopri5, heun or ddim")
     return Given(x0, "encode")

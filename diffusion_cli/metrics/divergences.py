@@ -22,7 +22,7 @@ def basis(x: Tensor) -> Tensor:
 def draw(probes: int, law: Law, x: Tensor, rng: Rng) -> Tensor:
     """Vectors w with E[w w^T] = I, (probes, B, ...)."""
     shape = (len(x), *x.shape[1:])
-    streams = [rng.child("probe").at(k) for k in range(probes)]
+    streams = [rng.child(f"probe-{k}") for k in range(probes)]
     if law == "gaussian":
         return torch.stack([one.normal(shape, x.dtype) for one in streams])
     return torch.stack([2.0 * one.integers(2, shape).to(x) - 1 for one in streams])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.metrics import Metric, Result, Subject, metrics
@@ -48,7 +49,7 @@ class W2Bound(Metric):
         self,
         n: int = 512,
         form: Form = "ode",
-        times: int = 50,
+        times: int = 100,
         iterations: int = 5,
         reference: int = 0,
     ) -> None:
@@ -64,10 +65,8 @@ class W2Bound(Metric):
         model = subject.model
         continuous(model.spec, "w2_bound")
         process = cast(Diffusion, model.process)
-        low, high = process.span
-        if not process.bounded:
-            high -= low  # alpha vanishes at 1, where the score's equations do not hold
-        times = torch.linspace(low, high, self.times, dtype=torch.float64)
+        times = self._times(process)
+        low, high = float(times[0]), float(times[-1])
         truth = self._truth(subject, process)
         data = subject.data(self.n)
         found = bound(
@@ -94,6 +93,18 @@ class W2Bound(Metric):
             notes.append("no exact W2 beside it: pip install 'diffusion-cli[ot]'")
         table = [dict(zip(found.columns, row, strict=True)) for row in rows]
         return Result(values, table, tuple(notes))
+
+    def _times(self, process: Diffusion) -> Tensor:
+        """Rising times, even in log(sigma / alpha): the integrands are like 1 / t."""
+        low, high = process.span
+        if not process.bounded:
+            high -= low  # alpha vanishes at 1, where the score's equations do not hold
+        ends = process.schedule(torch.tensor([low, high], dtype=torch.float64))
+        first, last = (ends.sigma / ends.alpha).log().tolist()
+        even = torch.linspace(first, last, self.times, dtype=torch.float64)
+        times = process.schedule.time(even.exp())
+        times[0], times[-1] = low, high
+        return times
 
     def _truth(self, subject: Subject, process: Diffusion) -> Empirical | None:
         if not self.reference:

@@ -45,7 +45,7 @@ def second_head(first: Layer, last: Layer) -> nn.Module:
     Networks call it `second`, beside the read-out of a network with one output: the
     weights of that one fit by name, and the head trains alone by `network.second*`.
 
-    Reference: Bao et al. 2022, section 5, arXiv:2206.07309.
+    Reference: Bao et al. 2022 (the two stages of SN- and NPR-DPM), arXiv:2206.07309.
     """
     return nn.Sequential(xavier(first), nn.SiLU(), zeroed(last))
 

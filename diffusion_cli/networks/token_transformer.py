@@ -134,8 +134,9 @@ class TokenTransformer(Network):
         rotary = positions == "rotary"
         self.turn: Tensor | None
         self.register_buffer("turn", angles(length, width // heads) if rotary else None)
-        learned = None if rotary else nn.Parameter(0.02 * torch.randn(length, width))
-        self.position = learned
+        self.position = None if rotary else nn.Parameter(torch.empty(length, width))
+        if self.position is not None:
+            nn.init.normal_(self.position, std=0.02)
         self.blocks = nn.ModuleList(
             Block(width, heads, ratio, dropout) for _ in range(depth)
         )

@@ -41,6 +41,11 @@ class Sampler(ABC):
         """What the process must offer."""
         return Process
 
+    @property
+    def noisy(self) -> bool:
+        """Whether its steps draw random numbers."""
+        return self.draws
+
     def calls(self, steps: int) -> int:
         """Number of denoiser calls in `steps` steps."""
         return steps

@@ -31,14 +31,15 @@ class PredictorCorrector(Sampler):
     """Predictor-corrector: Langevin moves at a level, then a step to the next.
 
     corrector: x <- x + e score + sqrt(2 e) z
-    e = r^2 min(2 (snr |z| / |score|)^2, sigma_t^2)
+    e = 2 (r snr)^2 min((d + k) / (|score|^2 + k / sigma_t^2), sigma_t^2),   k = 64
     reverse_diffusion: x_s = (2 - r) x_t + G^2 score + G z
     r = alpha_t / alpha_s,   G^2 = sigma_t^2 - r^2 sigma_s^2
 
-    r and G are the exact forward step from s to t, read backwards. The norms are those
-    of every sample by itself, not of the batch, so that a sample does not depend on the
-    others. In few dimensions the score is nearly 0 at a mode: sigma_t^2 is the longest
-    step that is stable for all data. The last step returns the belief.
+    r and G are the exact forward step from s to t, read backwards. The norm is that of
+    every sample by itself, not of the batch, so that a sample does not depend on the
+    others, and d stands for |z|^2. A step that follows x samples another law, the more
+    so in few dimensions, so the norm is shrunk to that of noise alone by k coordinates,
+    and the step is bounded by it. The last step returns the belief.
 
     Other predictors: `euler_maruyama`; `ancestral`, the process's own step; and `none`,
     which rescales.
@@ -80,6 +81,10 @@ class PredictorCorrector(Sampler):
             hint = f"sampler.predictor=ancestral, or {SIGMA_MAX}"
             demand_signal(self.grid, cast(Diffusion, process), self.steps, what, hint)
 
+    @property
+    def noisy(self) -> bool:
+        return True
+
     def calls(self, steps: int) -> int:
         if self.predictor == "none":
             return steps * self.corrections + 1
@@ -91,11 +96,11 @@ class PredictorCorrector(Sampler):
         for i, (t, s) in enumerate(pairwise(self.grid(process, self.steps))):
             here = rng.at(i)
             k = process.schedule(t)
-            ratio, most = k.alpha / process.schedule(s).alpha, float(k.sigma) ** 2
+            ratio, sigma = k.alpha / process.schedule(s).alpha, float(k.sigma)
             for j in range(self.corrections):
                 score = gradient(process, denoiser(x, t), x, t)
                 normal = here.child(f"correction-{j}").normal(x.shape, x.dtype)
-                step = ratio**2 * corrector_step(score, normal, self.snr, most)
+                step = ratio**2 * corrector_step(score, self.snr, sigma)
                 x = langevin(x, score, step, normal)
             if s > 0 and self.predictor == "none":
                 x = x / ratio
@@ -165,6 +170,10 @@ class AnnealedLangevin(Sampler):
 
     def calls(self, steps: int) -> int:
         return steps * self.repeats + 1
+
+    @property
+    def noisy(self) -> bool:
+        return True
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Iterator[Tensor]:

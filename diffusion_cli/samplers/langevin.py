@@ -9,6 +9,7 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.processes.affine import Diffusion, like
 from diffusion_cli.samplers import Grid
 
+PRIOR = 64  # coordinates for which a score is taken to be as large as noise's
 SIGMA_MAX = "sampler.grid.name=log_sigma sampler.grid.sigma_max=80"  # to type
 
 
@@ -23,11 +24,12 @@ def langevin(x: Tensor, score: Tensor, step: Tensor, normal: Tensor) -> Tensor:
     return x + like(step, x) * score + like((2 * step).sqrt(), x) * normal
 
 
-def corrector_step(score: Tensor, normal: Tensor, snr: float, most: float) -> Tensor:
-    """2 (snr |z| / |score|)^2 of every sample by itself, at most `most`: (B,)."""
-    sizes = [part.double().flatten(1).norm(dim=1) for part in (normal, score)]
-    ratio: Tensor = sizes[0] / sizes[1].clamp(min=1e-30)
-    return (2 * (snr * ratio).square()).clamp(max=most)
+def corrector_step(score: Tensor, snr: float, sigma: float) -> Tensor:
+    """2 snr^2 min((d + k) / (|score|^2 + k / sigma^2), sigma^2), k = PRIOR: (B,)."""
+    square = score.double().flatten(1).square()
+    d, norm = square.shape[1], square.sum(1)
+    longest: Tensor = (d + PRIOR) / (norm + PRIOR / sigma**2)
+    return 2 * snr**2 * longest.clamp(max=sigma**2)
 
 
 def euler_maruyama(

@@ -103,6 +103,10 @@ class Heun(Sampler):
     def needs(self) -> type[Process]:
         return Diffusion if self.churn else Flow
 
+    @property
+    def noisy(self) -> bool:
+        return self.churn > 0
+
     def calls(self, steps: int) -> int:
         return 2 * steps - 1
 

@@ -56,6 +56,10 @@ class EulerMaruyama(Sampler):
     def needs(self) -> type[Process]:
         return Diffusion
 
+    @property
+    def noisy(self) -> bool:
+        return self.noise > 0
+
     def check(self, process: Process) -> None:
         if self.noise and self.spread == "diffusion":
             hint = f"sampler.spread=sigma, or {SIGMA_MAX}"

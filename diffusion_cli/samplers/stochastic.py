@@ -46,6 +46,10 @@ class SDEDPMPP(Multistep):
     def needs(self) -> type[Process]:
         return Diffusion
 
+    @property
+    def noisy(self) -> bool:
+        return self.eta > 0
+
     def decay(self, a: Scales, b: Scales) -> Tensor:
         """exp(-eta^2 h), also where h is infinite."""
         fall = b.sigma * a.alpha / (b.alpha * a.sigma)
