@@ -12,7 +12,7 @@ from diffusion_cli.registry import near
 
 
 def choose(name: str) -> torch.device:
-    """The device behind `auto`, `cpu`, `cuda` or `cuda:1`."""
+    """The device behind `auto`, `cpu`, `cuda` or `cuda:1`; a CUDA one has an index."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -24,6 +24,7 @@ def choose(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         _demand_cuda(device)
+        return torch.device("cuda", device.index or 0)
     return device
 
 

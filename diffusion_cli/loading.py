@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from diffusion_cli import failpoints
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Dataset
-from diffusion_cli.errors import DataError, DcliError, WorkerError
+from diffusion_cli.errors import ConfigError, DataError, DcliError, WorkerError
 from diffusion_cli.rng import Rng, shuffled
 
 AHEAD = 2**16  # indices that are shuffled in one go
@@ -225,3 +225,28 @@ def inspect(found: MicroBatch, spec: Spec) -> None:
 def _refuse(what: str) -> None:
     hint = "`batch` of the data set must return what its `spec` says"
     raise DataError(f"dataset: {what}", hint, "DATA-RANGE")
+
+
+def prepare_like(data: Dataset, spec: Spec) -> None:
+    """Read the data of a trained model; others are a `ConfigError`."""
+    data.prepare()
+    if data.spec.plain() != spec.plain():
+        shapes = data.spec.shape, spec.shape
+        message = f"dataset: its samples are {shapes[0]}, the model's {shapes[1]}"
+        raise ConfigError(message, "take data like those of the training")
+
+
+def once(
+    data: Dataset, first: int, last: int, batch: int, rng: Rng, device: torch.device
+) -> Iterator[tuple[Tensor, dict[str, Tensor], Rng]]:
+    """Elements first .. last - 1 of a fixed random order, with an `Rng` row for each.
+
+    The order follows from the seed of `rng` alone; `last` may lie beyond the data.
+    """
+    last = min(last, len(data))
+    for begin in range(first, last, batch):
+        place = torch.arange(begin, min(begin + batch, last))
+        rows = shuffled(place, len(data), rng.seed)
+        x0, cond = data.batch(rows, rng.of(rows).child("augment"))
+        cond = {name: value.to(device) for name, value in cond.items()}
+        yield x0.to(device), cond, rng.of(rows.to(device))

@@ -20,10 +20,10 @@ from diffusion_cli.datasets.storage import staged
 from diffusion_cli.derived import Derived
 from diffusion_cli.drawing import Drawing
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.loading import once, prepare_like
 from diffusion_cli.metrics import Batch, Result, Subject, metrics
-from diffusion_cli.place import Place
 from diffusion_cli.rebuild import Rebuilt, laid_over, rebuild
-from diffusion_cli.rng import Rng, shuffled
+from diffusion_cli.rng import Rng
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 
@@ -82,7 +82,7 @@ def _of_size(node: Config, n: int | None) -> Config:
 def _measure(node: Config, measured: _Measured) -> Result:
     """One metric: computed, told, and kept beside the weights."""
     name = node["name"]
-    metric = metrics.build(node, context=measured.place)
+    metric = metrics.build(node, context=measured.built.place)
     measured.stop.begin()
     result = metric(measured)
     known = {key: value for key, value in result.values.items() if value == value}
@@ -128,26 +128,17 @@ class _Measured(Subject):
         self.found, self.built, self.values, self.stop = found, built, values, stop
         node = laid_over("dataset", found, values["dataset"])
         self.set = assemble.dataset({"dataset": node})
-        self.place = Place(type(self.set), found.spec, device, found, values["weights"])
         self.node = node
         self.drawing: Drawing | None = None
 
     def data(self, n: int, first: int = 0) -> Iterator[Batch]:
-        self.set.prepare()
-        if self.set.spec.plain() != self.found.spec.plain():
-            shapes = self.set.spec.shape, self.found.spec.shape
-            message = f"dataset: its samples are {shapes[0]}, the model's {shapes[1]}"
-            raise ConfigError(message, "measure on data like those of the training")
-        size, seed = len(self.set), self.values["seed"]
-        for begin in range(first, min(first + n, size), self.values["batch"]):
-            end = min(begin + self.values["batch"], first + n, size)
+        prepare_like(self.set, self.found.spec)
+        batch, empty = self.values["batch"], torch.zeros(0, dtype=torch.int64)
+        rng = Rng(self.values["seed"], empty).child("eval")
+        for x0, cond, own in once(self.set, first, first + n, batch, rng, self.device):
             if self.stop.requested:
                 self.stop.end("nothing was kept of this metric")
-            rows = shuffled(torch.arange(begin, end), size, seed)
-            rng = Rng(seed, rows).child("eval")
-            x0, cond = self.set.batch(rows, rng.child("augment"))
-            cond = {name: value.to(self.device) for name, value in cond.items()}
-            yield Batch(x0.to(self.device), cond, rng.of(rows.to(self.device)))
+            yield Batch(x0, cond, own)
 
     def samples(self, n: int) -> Tensor:
         if self.drawing is None:

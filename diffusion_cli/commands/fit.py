@@ -15,10 +15,11 @@ from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.derived import Derived
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.loading import once, prepare_like
 from diffusion_cli.place import trained
 from diffusion_cli.processes.affine import Diffusion
 from diffusion_cli.rebuild import laid_over
-from diffusion_cli.rng import Rng, shuffled
+from diffusion_cli.rng import Rng
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 from diffusion_cli.trainer import memory
@@ -42,11 +43,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
         devices.tune(device, deterministic=False)
         node = laid_over("dataset", found, values["dataset"])
         data = assemble.dataset({"dataset": node})
-        data.prepare()
-        if data.spec.plain() != found.spec.plain():
-            shapes = data.spec.shape, found.spec.shape
-            message = f"dataset: its samples are {shapes[0]}, the model's {shapes[1]}"
-            raise ConfigError(message, "fit on data like those of the training")
+        prepare_like(data, found.spec)
         assert isinstance(model.process, Diffusion)
         times = known_times(model.process, values["times"])
         moments = Moments()
@@ -81,12 +78,5 @@ def _batches(
     data: Dataset, values: Config, device: torch.device
 ) -> Iterator[tuple[Tensor, dict[str, Tensor], Rng]]:
     """Every sample once, up to `n` of them, in a fixed random order."""
-    size = len(data)
-    last = min(values["n"], size)
-    for begin in range(0, last, values["batch"]):
-        place = torch.arange(begin, min(begin + values["batch"], last))
-        rows = shuffled(place, size, values["seed"])
-        rng = Rng(values["seed"], rows).child("fit")
-        x0, cond = data.batch(rows, rng.child("augment"))
-        cond = {name: value.to(device) for name, value in cond.items()}
-        yield x0.to(device), cond, rng.of(rows.to(device))
+    rng = Rng(values["seed"], torch.zeros(0, dtype=torch.int64)).child("fit")
+    return once(data, 0, values["n"], values["batch"], rng, device)
