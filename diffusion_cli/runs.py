@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_cli.errors import CheckpointError
@@ -20,14 +21,7 @@ def find(text: str) -> Path:
     if (place / "manifest.json").exists() or (place / "checkpoints").is_dir():
         return place
     runs = [path for path in Path("runs").glob("*") if (path / "checkpoints").is_dir()]
-    start = text.removeprefix("runs/")
-    matches = [path for path in runs if path.name.startswith(start)]
-    whole = [
-        path for path in matches if re.fullmatch(r"-\w{8}|", path.name[len(start) :])
-    ]
-    exact = [path for path in whole if path.name == start]
-    # `digits` is the folder of that name, then digits-1a2b3c4d, then digits-flow-...
-    matches = exact or whole or matches
+    matches = beginning(text.removeprefix("runs/"), runs)
     if matches:
         if len(matches) == 1:
             return matches[0]
@@ -35,8 +29,26 @@ def find(text: str) -> Path:
         raise CheckpointError(f"ckpt: `{text}` could be {names}", f"ckpt={matches[0]}")
     if place.is_dir():
         return place  # what it lacks is told where it is read
-    near = difflib.get_close_matches(place.name, [path.name for path in runs], 3, 0.3)
-    tail = "; nearest: " + ", ".join(f"runs/{name}" for name in near) if near else ""
+    tail = nearest(place.name, runs)
     raise CheckpointError(
         f"ckpt: there is no `{text}`{tail}", "ls runs", "CKPT-MISSING"
     )
+
+
+def beginning(start: str, runs: Sequence[Path]) -> list[Path]:
+    """The runs whose name begins so.
+
+    `digits` is the folder of that name, then digits-1a2b3c4d, then digits-flow-...
+    """
+    matches = [path for path in runs if path.name.startswith(start)]
+    whole = [
+        path for path in matches if re.fullmatch(r"-\w{8}|", path.name[len(start) :])
+    ]
+    exact = [path for path in whole if path.name == start]
+    return exact or whole or matches
+
+
+def nearest(name: str, runs: Sequence[Path]) -> str:
+    """Runs of a name like this, as the end of a message."""
+    close = difflib.get_close_matches(name, [path.name for path in runs], 3, 0.3)
+    return "; nearest: " + ", ".join(f"runs/{name}" for name in close) if close else ""

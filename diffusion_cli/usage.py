@@ -162,6 +162,38 @@ and the names that ROLE= takes.
   dcli list exp --json
 """,
     ),
+    "runs": Verb(
+        "list, show and compare runs",
+        """\
+usage: dcli runs ls [FOLDER ...] [sort=KEY] [--json]
+       dcli runs show RUN ... [--json]
+       dcli runs diff RUN RUN ... [--json]
+
+Read what runs left behind: how they stand, what they were, where they differ. A RUN is
+a folder, a folder of runs, or the beginning of a name in runs/.
+
+  dcli runs ls sort=loss
+  dcli runs show digits-ddpm
+  dcli runs diff digits-ddpm digits-edm
+
+  ls sorts by time (the newest is last), name, step or loss; its folder is runs.
+  A run that says it is running on this machine and is not is shown as killed.
+""",
+    ),
+    "report": Verb(
+        "write runs, their curves and pictures as one HTML file",
+        """\
+usage: dcli report RUN ... [out=report.html]
+
+Write one page about runs: curves, measurements, where their configs differ, samples,
+trajectories, machines, and the command that makes each again. The file holds all of it
+and asks for nothing: mail it, or open it anywhere. A RUN is a folder, a folder of runs,
+or the beginning of a name in runs/.
+
+  dcli report runs/*
+  dcli report digits-ddpm digits-edm out=two.html
+""",
+    ),
     "completion": Verb(
         "print a completion script for bash or zsh",
         """\

@@ -77,7 +77,9 @@ def test_the_commands_of_the_readme(
     Image.new("RGB", (48, 32)).save(place / "photos" / "one.png")
     verb, *rest = words
     assert verb in VERBS
-    if verb in ("sample", "eval", "fit") or "-m" in rest:  # as far as the check
+    if (
+        verb in ("sample", "eval", "fit", "runs", "report") or "-m" in rest
+    ):  # as far as the check
         monkeypatch.setattr(cli, "_command", lambda verb: lambda values, words: None)
     outcome = dcli("check" if verb == "train" else verb, *rest)
     assert outcome.code == 0, outcome.err

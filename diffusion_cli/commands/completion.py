@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from diffusion_cli import config as keys
+from diffusion_cli import records
 from diffusion_cli.config import COMPONENTS, complete
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.usage import VERBS
@@ -53,6 +55,10 @@ def words(line: str) -> list[str]:
         found = [*VERBS, "--help", "--version"]
     elif verb == ["list"]:
         found = [*COMPONENTS, "exp", "--json"]
+    elif verb == ["runs"]:
+        found = ["ls", "show", "diff", "sort=", "--json", *_runs()]
+    elif verb == ["report"]:
+        found = ["out=", *_runs()]
     elif verb == ["completion"]:
         found = list(SCRIPTS)
     elif verb[0] in VERBS:
@@ -60,6 +66,10 @@ def words(line: str) -> list[str]:
     else:
         found = []
     return [word for word in found if word.startswith(last)]
+
+
+def _runs() -> list[str]:
+    return [str(path) for path in records.within(Path("runs"))]
 
 
 def _arguments(config: str, typed: list[str]) -> list[str]:

@@ -1,0 +1,249 @@
+"""What the page shows of each run and of all of them; no markup."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from diffusion_cli import __version__, records
+from diffusion_cli.identity import EXECUTION
+from diffusion_cli.records import Record
+from diffusion_cli.report import pictures
+from diffusion_cli.report.chart import Chart, Curve, chart
+from diffusion_cli.report.pictures import Picture
+
+CHOICES = ("dataset", "process", "network", "sampler")
+_TRAINING = ("step", "loss", "lr", "grad_norm", "images_per_second", "memory_gib")
+_VERSIONS = ("dcli", "torch", "python")
+
+
+class Row(NamedTuple):
+    """One way to draw samples of one run, and what was measured of it."""
+
+    run: int
+    how: str
+    values: Mapping[int, str]  # by number of the column
+
+
+class Column(NamedTuple):
+    """A measured number with its protocol: unequal protocols are unequal columns."""
+
+    name: str
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One run, whole."""
+
+    record: Record
+    number: int
+    facts: list[tuple[str, str]]
+    charts: list[Chart]
+    tile: Picture | None
+    film: Picture | None
+    pictures: list[Picture]
+
+
+def page(found: Sequence[Record]) -> str:
+    """The HTML of a report; text from the runs is escaped, whatever it is."""
+    source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    cards = [_card(record, number) for number, record in enumerate(found)]
+    columns, rows = measured(found)
+    return environment.from_string(source).render(
+        version=__version__,
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        cards=cards,
+        shared=_shared(found),
+        loss=chart(_curves(found, "loss"), "step", "loss"),
+        evaluated=list(_evaluated(found)),
+        columns=columns,
+        rows=rows,
+        differences=_differences(found),
+        style=Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8")),
+    )
+
+
+def measured(found: Sequence[Record]) -> tuple[list[Column], list[Row]]:
+    """What `dcli eval` found: a column for each number under one protocol.
+
+    A row is a way to draw (weights, sampler, guidance, seed) from one checkpoint; of
+    what was measured twice in the same way, the newer number stays.
+    """
+    columns: dict[Column, int] = {}
+    rows: dict[tuple[int, str], dict[int, str]] = {}
+    for number, record in enumerate(found):
+        for line in record.measured:
+            cells = rows.setdefault((number, _how(line)), {})
+            values, protocol = line["values"], _protocol(line)
+            for name, value in values.items():
+                if name.endswith("_se") or not records.finite(value):
+                    continue
+                metric = str(line["metric"].get("name"))
+                whole = name if name.startswith(metric) else f"{metric} {name}"
+                at = columns.setdefault(Column(whole, protocol), len(columns))
+                error = values.get(f"{name}_se")
+                spread = f" ± {error:.2g}" if records.finite(error) else ""
+                cells[at] = f"{value:.5g}{spread}"
+    return list(columns), [Row(*key, cells) for key, cells in rows.items()]
+
+
+def _how(line: Mapping[str, Any]) -> str:
+    """How the samples of a measurement were drawn."""
+    words = [f"step {line.get('step')}", str(line.get("weights"))]
+    for role in ("sampler", "guidance"):
+        for node in _several(line.get(role)):
+            rest = [f"{k}={_short(v)}" for k, v in node.items() if k != "name"]
+            kept = [word for word in rest if word.startswith(("steps=", "scale="))]
+            words.append(" ".join([str(node.get("name")), *kept]))
+    label = line.get("label")
+    words += [f"label {_short(label)}"] if label is not None else []
+    return ", ".join([*words, f"seed {line.get('seed')}"])
+
+
+def _protocol(line: Mapping[str, Any]) -> str:
+    """What a metric was told, and of which data."""
+    told = [f"{k}={_short(v)}" for k, v in line["metric"].items() if k != "name"]
+    for node in _several(line.get("dataset")):
+        split = node.get("split")
+        told += [f"split={split}"] if split else []
+    return " ".join(told)
+
+
+def _several(node: Any) -> list[Mapping[str, Any]]:
+    nodes = node if isinstance(node, list) else [node]
+    return [each for each in nodes if isinstance(each, Mapping)]
+
+
+def _card(record: Record, number: int) -> Card:
+    facts = [(name, value) for name, value in _facts(record) if value]
+    seen = (pictures.preview(record), *pictures.derived(record))
+    tile = pictures.drawn(record, "grid.png")
+    rest = [picture for picture in seen if picture]
+    if tile is None and rest:
+        tile, rest = rest[0], rest[1:]
+    film = pictures.drawn(record, "trajectory.gif")
+    charts = [found for found in _charts(record, number) if found]
+    return Card(record, number, facts, charts, tile, film, rest)
+
+
+def _facts(record: Record) -> Iterator[tuple[str, str]]:
+    """What is worth knowing of one run, beside its charts."""
+    about, last = record.environment, record.last
+    whole = f" of {record.steps}" if record.steps else ""
+    yield "status", f"{record.status['status']} at step {record.step}{whole}"
+    yield "why", str(record.status.get("why") or "")
+    yield "to make it again", record.command
+    yield "to sample it", f"dcli sample ckpt={record.path}"
+    for role in CHOICES:
+        inner = record.flat
+        rest = [
+            f"{key.partition('.')[2]}={_short(value)}"
+            for key, value in inner.items()
+            if key.startswith(f"{role}.") and key != f"{role}.name"
+        ]
+        yield role, " ".join([str(inner.get(f"{role}.name", "")), *rest]).strip()
+    speed, memory = last.get("images_per_second"), last.get("memory_gib")
+    yield "speed", f"{speed:.4g} images per second" if speed else ""
+    yield "memory", f"{memory:.3g} GiB" if memory else ""
+    yield (
+        "machine",
+        ", ".join(
+            str(about[key])
+            for key in ("machine.name", "machine.platform", "machine.processor")
+            if about.get(key)
+        ),
+    )
+    found = [(name, about.get(f"versions.{name}")) for name in _VERSIONS]
+    yield "versions", ", ".join(f"{name} {value}" for name, value in found if value)
+    changed = ", with changes (changes.diff)" if about.get("git.dirty") else ""
+    yield "commit", f"{about.get('git.commit') or ''}{changed}"
+
+
+def _charts(record: Record, number: int) -> Iterator[Chart | None]:
+    """Loss by time now, and the gradient's norm."""
+    last = next((line for line in reversed(record.metrics) if "loss" in line), {})
+    levels = [
+        (float(key[6:]) + 0.05, value)
+        for key, value in sorted(last.items())
+        if key.startswith("loss_t") and records.finite(value) and _number(key[6:])
+    ]
+    own = [Curve(number, record.name, levels)]
+    yield chart(own, "time, 0 is data", "loss, last log", dots=True, low=True)
+    yield chart(
+        _curves([record], "grad_norm", number), "step", "gradient norm", low=True
+    )
+
+
+def _curves(found: Sequence[Record], key: str, first: int = 0) -> list[Curve]:
+    """A metric over the steps, one curve for each run that has it."""
+    curves = []
+    for number, record in enumerate(found, first):
+        points = [
+            (float(line["step"]), float(line[key]))
+            for line in record.metrics
+            if records.finite(line.get(key))
+        ]
+        curves.append(Curve(number, record.name, points))
+    return curves
+
+
+def _evaluated(found: Sequence[Record]) -> Iterator[Chart]:
+    """What was measured while training: everything that is not the training's own."""
+    keys = dict.fromkeys(
+        key for record in found for line in record.metrics for key in line
+    )
+    for key in keys:
+        own = key in _TRAINING or key.startswith("loss_t") or key.endswith("_se")
+        if own:
+            continue
+        made = chart(_curves(found, key), "step", key, log_y=False, dots=True)
+        if made:
+            yield made
+
+
+def _shared(found: Sequence[Record]) -> list[tuple[str, str]]:
+    """The choices that all runs have in common."""
+    said = []
+    for role in CHOICES:
+        node, *others = [record.config.get(role) for record in found]
+        if isinstance(node, dict) and all(other == node for other in others):
+            said.append((role, str(node.get("name"))))
+    return said
+
+
+def _differences(found: Sequence[Record]) -> dict[str, list[str]]:
+    """Where configs differ in what decides the result."""
+    table = records.differences(found, every=False)
+    return {
+        key: [_short(value) for value in row]
+        for key, row in table.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in EXECUTION)
+    }
+
+
+def _number(text: str) -> bool:
+    try:
+        return bool(float(text) >= 0)
+    except ValueError:
+        return False
+
+
+def _short(value: Any) -> str:
+    """A value of a config in one line."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = "" if value is None else text
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,83 @@
+"""Pictures of a run as data URIs, read as what they are and not as they are named."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from diffusion_cli.records import Record
+
+LARGEST = 8 << 20  # bytes of a picture that is put into the page
+_TYPES = {"PNG": "image/png", "GIF": "image/gif"}
+
+
+class Picture(NamedTuple):
+    """A picture on the page, or why there is none."""
+
+    caption: str
+    source: str  # a data URI; empty if it is left out
+    width: int
+    height: int
+    coarse: bool = False  # small pixels that are to stay sharp
+
+
+def preview(record: Record) -> Picture | None:
+    """The newest samples that training drew."""
+    found = sorted(record.path.glob("samples/step_*.png"))
+    digits = found[-1].stem.removeprefix("step_") if found else ""
+    return (
+        _read(found[-1], f"preview at step {int(digits)}") if digits.isdigit() else None
+    )
+
+
+def drawn(record: Record, name: str) -> Picture | None:
+    """The newest picture of that name that `dcli sample` left: grid.png, ..."""
+    found = sorted(record.path.glob(f"samples/*/{name}"), key=_time)
+    return _read(found[-1], _caption(found[-1].parent)) if found else None
+
+
+def derived(record: Record) -> list[Picture]:
+    """The pictures that `dcli eval` left beside its numbers."""
+    found = sorted(record.path.glob("derived/*/*.png"), key=_time)
+    newest = {path.name: path for path in found}
+    read = [_read(path, path.stem.replace("_", " ")) for path in newest.values()]
+    return [picture for picture in read if picture]
+
+
+def _caption(folder: Path) -> str:
+    """How samples were drawn."""
+    try:
+        about: Any = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        sampler, calls = about["sampler"], about["network_calls_per_sample"]
+        steps = f", {sampler['steps']} steps" if sampler.get("steps") else ""
+        return f"{sampler['name']}{steps}, {calls:g} calls each, seed {about['seed']}"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return folder.name
+
+
+def _read(path: Path, caption: str) -> Picture | None:
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            where = f"{path.name} has {size / 2**20:.0f} MB and is left out"
+            return Picture(f"{caption}: {where}", "", 0, 0)
+        with Image.open(path) as image:
+            kind, (width, height) = _TYPES.get(image.format or ""), image.size
+        data = base64.b64encode(path.read_bytes()).decode()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None  # torn, or no picture at all
+    if kind is None:
+        return None
+    source = f"data:{kind};base64,{data}"
+    return Picture(caption, source, width, height, width < 600)
+
+
+def _time(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

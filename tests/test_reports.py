@@ -1,0 +1,415 @@
+"""`dcli report` and `dcli runs`: what is shown is what lies there, and nothing acts."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Dcli
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from test_cli import fresh
+
+from diffusion_cli import records
+from diffusion_cli.cli import main
+from diffusion_cli.records import Record
+from diffusion_cli.report.chart import Curve, chart, thinned
+from diffusion_cli.report.page import measured
+
+SMALL = ["dataset=toy2d", "process=flow", "network.width=8", "network.depth=1"]
+SMALL += ["trainer.steps=4", "trainer.batch=8", "trainer.workers=0", "device=cpu"]
+SMALL += ["every.log=1", "every.preview=4", "sampler.steps=2"]
+VOID = ("meta", "img", "br", "path", "link", "input")
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements, where they point, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        assert self.open == [], "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[Any]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    @property
+    def pictures(self) -> list[bytes]:
+        uris = [value for name, value in self.attributes if name == "src"]
+        return [base64.b64decode(uri.partition(",")[2]) for uri in uris]
+
+
+def report(dcli: Dcli, *words: str) -> tuple[str, Page]:
+    got = dcli("report", *words)
+    assert got.code == 0, got.err
+    html = Path(got.out.strip()).read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def left(folder: Path, status: str = "complete", step: int = 4, **more: Any) -> Path:
+    """A run folder as `dcli train` leaves it, with a picture, without weights."""
+    (folder / "samples").mkdir(parents=True)
+    about = {"status": status, "step": step, "pid": 1, "host": "elsewhere", **more}
+    config = {
+        "name": folder.name,
+        "seed": 0,
+        "dataset": {"name": "toy2d", "root": "a"},
+        "process": {"name": "gaussian", "schedule": {"name": "linear"}},
+        "trainer": {"steps": 4},
+    }
+    environment = {"versions": {"torch": "2.0", "dcli": "0"}, "git": None}
+    lines = [{"step": i, "loss": 1.0 / i, "loss_t0.5": 2.0} for i in range(1, 5)]
+    (folder / "status.json").write_text(json.dumps(about))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "overrides.yaml").write_text("[dataset=toy2d]")
+    (folder / "environment.json").write_text(json.dumps(environment))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    Image.new("RGB", (4, 4)).save(folder / "samples" / "step_00000004.png")
+    return folder
+
+
+def measure(folder: Path, value: float, seed: int = 0, **protocol: Any) -> None:
+    """A line as `dcli eval` keeps it."""
+    place = folder / "derived" / "abc-ema" / "metrics.jsonl"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    node = {"name": "w2", "n": 100, **protocol}
+    line = {"metric": node, "values": {"w2": value, "w2_se": 0.1}, "step": 4}
+    line |= {"weights": "ema", "seed": seed, "sampler": {"name": "euler", "steps": 2}}
+    with place.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `runs` holds a real run, sampled with a film."""
+    place = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert main(["train", *SMALL]) == 0
+        words = ["n=4", "batch=4", "trajectory=gif", "device=cpu"]
+        assert main(["sample", "ckpt=toy2d", *words]) == 0
+    return place
+
+
+def test_a_report_of_a_real_run(
+    trained: Path, dcli: Dcli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures are the files, and its command finds the run again."""
+    monkeypatch.chdir(trained)
+    html, page = report(dcli, "toy2d")
+    run = next(Path("runs").glob("toy2d-flow-*"))
+    expected = [
+        next(run.glob(f"samples/*/{n}")) for n in ("grid.png", "trajectory.gif")
+    ]
+    expected.append(run / "samples" / "step_00000004.png")
+    assert page.pictures == [path.read_bytes() for path in expected]
+    text = " ".join(page.text)
+    assert "complete at step 4 of 4" in text and "2 calls each, seed 0" in text
+    shown = next(t for t in page.text if t.startswith("dcli train"))
+    assert shlex.split(shown) == ["dcli", "train", *SMALL]
+    got = dcli(*shlex.split(shown)[1:])
+    assert got.code == 0 and Path(got.out.strip()) == run
+    assert "already complete at step 4" in got.err
+    assert html.count("<path d=") >= 3, "loss, loss by time, gradient norm"
+
+
+def test_a_report_asks_for_nothing(trained: Path, dcli: Dcli) -> None:
+    """No script, no address outside of the page, and a policy that forbids both."""
+    html, page = report(dcli, str(trained / "runs"))
+    assert "script" not in page.tags and "link" not in page.tags
+    targets = [v for k, v in page.attributes if k in ("src", "href")]
+    assert targets and all(v.startswith(("#", "data:image/")) for v in targets)
+    assert "default-src 'none'; img-src data:" in html
+    assert not re.search(r"https?:|@import|url\(", html)
+
+
+def test_hostile_text_stays_text(tmp_path: Path, dcli: Dcli) -> None:
+    """From names, configs, arguments, errors, versions and measurements."""
+    bad = "<img src=x onerror=alert(1)>\"'><b>&amp;{{ 977*977 }}"
+    run = left(tmp_path / "runs" / f"a{bad}", "failed", why=bad)
+    other = left(tmp_path / "runs" / "b")
+    config = {"name": bad, bad: {"name": bad}, "dataset": {"name": bad, bad: bad}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "overrides.yaml").write_text(yaml.safe_dump([bad]))
+    environment = {"versions": {"torch": bad}, "machine": {"name": bad}}
+    (run / "environment.json").write_text(json.dumps(environment))
+    measure(run, 1.0, **{bad: bad})
+    for line in ({"step": 5, "loss": 1.0, bad: 3.0}, {"step": 6, bad: 2.0}):
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    (run / "samples" / bad).mkdir()
+    Image.new("L", (2, 2)).save(run / "samples" / bad / "grid.png")
+    _, page = report(dcli, str(run), str(other))
+    assert "b" not in page.tags and page.tags.count("img") == 3
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    text = "".join(page.text)
+    assert text.count(bad) >= 10 and "954529" not in text
+    values = [value for _, value in page.attributes if bad in (value or "")]
+    assert values, "attributes hold it whole"
+
+
+FILES = ("config.yaml", "overrides.yaml", "environment.json", "metrics.jsonl")
+
+
+@pytest.mark.parametrize("name", [*FILES, "status.json", "samples/step_00000004.png"])
+@pytest.mark.parametrize(
+    "how", ["absent", "empty", "half", "foreign", "folder", "bytes"]
+)
+def test_missing_and_torn_files(
+    name: str, how: str, tmp_path: Path, dcli: Dcli
+) -> None:
+    """The rest is shown, by every command."""
+    run, other = left(tmp_path / "runs" / "a"), left(tmp_path / "runs" / "b")
+    data = (run / name).read_bytes()
+    (run / name).unlink()
+    kinds = {"empty": b"", "half": data[: len(data) // 2], "foreign": b"[1, {}, NaN]\n"}
+    kinds["bytes"] = bytes(range(256))
+    if how == "folder":
+        (run / name).mkdir()
+    elif how != "absent":
+        (run / name).write_bytes(kinds[how])
+    _, page = report(dcli, str(run), str(other))
+    text = " ".join(page.text)
+    assert "a" in page.text and "b" in page.text
+    assert ("complete at step 4" in text) and text.count("loss") >= 1
+    for words in (["ls"], ["show", "a"], ["diff", "a", "b"]):
+        for more in ([], ["--json"]):
+            got = dcli("runs", *words, *more)
+            assert got.code == 0, got.err
+            json.loads(got.out) if more else None
+
+
+def test_an_unfinished_run_is_shown_as_it_stands(tmp_path: Path, dcli: Dcli) -> None:
+    here, own = socket.gethostname(), os.getpid()
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    left(tmp_path / "runs" / "alive", "running", 2, pid=own, host=here)
+    left(tmp_path / "runs" / "dead", "running", 2, pid=int(done.stdout), host=here)
+    left(tmp_path / "runs" / "far", "running", 2, pid=int(done.stdout))
+    left(tmp_path / "runs" / "bad", "failed", 2, why="NONFINITE: the loss")
+    bare = tmp_path / "runs" / "new"
+    bare.mkdir()
+    (bare / "overrides.yaml").write_text("[]")
+    got = dcli("runs", "ls", "sort=name")
+    rows = [line.split() for line in got.out.splitlines()[1:]]
+    found = {row[0].removeprefix("runs/"): row[1] for row in rows}
+    expected = {"alive": "running", "dead": "killed", "far": "running"}
+    assert found == expected | {"bad": "failed", "new": "unknown"}
+    assert rows[0][2] == "4", "the log is ahead of what was saved"
+    _, page = report(dcli, "runs")
+    assert "NONFINITE: the loss" in page.text
+
+
+MISTAKES = {
+    "report": "error: report: name at least one run\nhint: dcli report runs/*\n",
+    "report aa": """\
+error: report: there is no `aa`; nearest: runs/ac, runs/ab
+hint: dcli runs ls
+""",
+    "report a": """\
+error: report: `a` could be ab, ac
+hint: type more of the name
+""",
+    "report notes.txt": """\
+error: report: notes.txt: is no run, and holds none
+hint: dcli report runs/*
+""",
+    "report ab out=runs": """\
+error: out: `runs` is a folder
+hint: out=runs/report.html
+""",
+    "report ab out=notes.txt": """\
+error: out: notes.txt is there and is no report
+hint: out=<another file>
+""",
+    "report ab out=no/where.html": """\
+error: out: there is no folder no
+hint: mkdir it first
+""",
+    "report ab titel=x": """\
+error: report: takes no `titel`
+hint: dcli report --help
+""",
+    "runs": "error: runs: ls, show, diff?\nhint: dcli runs ls\n",
+    "runs lss": """\
+error: runs: there is no `lss`; did you mean `ls`?
+hint: dcli runs ls
+""",
+    "runs ls sort=los": """\
+error: runs ls: cannot sort by `los`; did you mean `loss`?
+hint: sort= takes time, name, step, loss
+""",
+    "runs diff ab": """\
+error: runs diff: two runs at least
+hint: dcli runs diff RUN RUN
+""",
+    "runs show": """\
+error: runs show: name at least one run
+hint: dcli runs show runs/*
+""",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_are_told(line: str, tmp_path: Path, dcli: Dcli) -> None:
+    left(tmp_path / "runs" / "ab")
+    left(tmp_path / "runs" / "ac")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path: path.stat().st_mtime for path in tmp_path.rglob("*")}
+    got = dcli(*line.split())
+    assert (got.code, got.out, got.err) == (2, "", MISTAKES[line])
+    assert {path: path.stat().st_mtime for path in tmp_path.rglob("*")} == before
+
+
+def test_what_is_no_run_is_passed_over(tmp_path: Path, dcli: Dcli) -> None:
+    left(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "notes").mkdir()
+    (tmp_path / "runs" / "notes" / "config.yaml").write_text("mine: true")
+    (tmp_path / "runs" / "todo.txt").write_text("")
+    got = dcli("report", *(f"runs/{name}" for name in ("a", "notes", "todo.txt")))
+    assert got.code == 0 and got.out == "report.html\n"
+    assert got.err.startswith(
+        "passed over: runs/notes: is no run, and holds none\n"
+        "passed over: runs/todo.txt: is no run, and holds none\n"
+    )
+    assert dcli("report", "runs").code == 0, "an older report is replaced"
+
+
+def test_differences_are_those_of_the_configs(tmp_path: Path, dcli: Dcli) -> None:
+    left(tmp_path / "runs" / "a")
+    run = left(tmp_path / "runs" / "b")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["process"]["schedule"] = {"name": "karras", "rho": 7}
+    config["dataset"]["root"] = "elsewhere"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    got = dcli("runs", "diff", "a", "b", "--json")
+    assert json.loads(got.out)["differences"] == {
+        "dataset.root": ["a", "elsewhere"],
+        "process.schedule.name": ["linear", "karras"],
+        "process.schedule.rho": [None, 7],
+    }
+    _, page = report(dcli, "runs")
+    assert "process.schedule.rho" in page.text and "karras" in page.text
+    assert "dataset.root" not in page.text, "where data lies decides nothing"
+    shutil.copytree(run, tmp_path / "runs" / "c")
+    got = dcli("runs", "diff", "b", "c")
+    assert (got.code, got.out) == (0, "")
+
+
+def test_unequal_protocols_are_unequal_columns(tmp_path: Path) -> None:
+    a, b = left(tmp_path / "a"), left(tmp_path / "b")
+    measure(a, 3.0)
+    measure(a, 2.0)  # the same once more: the newer one stays
+    measure(a, 2.5, seed=1)
+    measure(b, 1.0)
+    measure(b, 9.0, n=50)
+    columns, rows = measured([Record(a), Record(b)])
+    assert [column.protocol for column in columns] == ["n=100", "n=50"]
+    how = "step 4, ema, euler steps=2, seed"
+    assert [(row.run, row.how, dict(row.values)) for row in rows] == [
+        (0, f"{how} 0", {0: "2 ± 0.1"}),
+        (0, f"{how} 1", {0: "2.5 ± 0.1"}),
+        (1, f"{how} 0", {0: "1 ± 0.1", 1: "9 ± 0.1"}),
+    ]
+
+
+def places(path: str) -> list[tuple[float, float]]:
+    pairs = [pair.split() for pair in re.split("[ML]", path)[1:]]
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+def test_a_curve_lies_where_its_values_are() -> None:
+    """Percent from the left and from the top; ticks on the values that they name."""
+    curve = Curve(0, "a", [(0, 0.1), (50, 1), (100, 10)], marked=[(50, 1)])
+    drawn = chart([curve], "step", "loss")
+    assert drawn is not None
+    assert places(drawn.curves[0].line) == [(0, 100), (50, 50), (100, 0)]
+    assert drawn.curves[0].marks == "M50 50h0"
+    assert [(t.at, t.label) for t in drawn.x_ticks] == [
+        (20.0 * i, f"{20 * i}") for i in range(6)
+    ]
+    up = {tick.label: tick.at for tick in drawn.y_ticks}
+    assert up["0.1"] == 0 and up["1"] == 50 and up["10"] == 100
+    linear = chart([Curve(0, "a", [(0, -1), (1, 1)])], "step", "loss")
+    assert linear is not None and "0" in {tick.label for tick in linear.y_ticks}
+    assert chart([Curve(0, "a", [(0, float("nan"))])], "step", "loss") is None
+
+
+number = st.floats(-1e30, 1e30) | st.floats(1e-30, 1e30) | st.sampled_from([0.0, 1.0])
+
+
+@given(st.lists(st.tuples(number, number), min_size=1, max_size=30), st.booleans())
+def test_every_curve_stays_on_its_plot(points: list[Any], log: bool) -> None:
+    drawn = chart([Curve(0, "a", points)], "x", "y", log_x=log, log_y=log)
+    assert drawn is not None
+    assert all(0 <= v <= 100 for p in places(drawn.curves[0].line) for v in p)
+    assert all(-0.1 <= t.at <= 100.1 for t in (*drawn.x_ticks, *drawn.y_ticks))
+
+
+def test_long_curves_are_averaged() -> None:
+    points = [(float(i), float(i % 2)) for i in range(10_000)]
+    short = thinned(points, 100)
+    assert len(short) == 100 and {y for _, y in short} == {0.5}
+    assert short[0][0] == 49.5 and thinned(points[:100], 100) == points[:100]
+
+
+def test_a_picture_is_what_it_is_and_not_its_name(tmp_path: Path, dcli: Dcli) -> None:
+    run = left(tmp_path / "runs" / "a")
+    folder = run / "samples" / "euler-2-x"
+    folder.mkdir()
+    (folder / "grid.png").write_text("<svg onload=alert(1)>")
+    (folder / "trajectory.gif").write_bytes(b"\xff\xd8\xff" + bytes(9 << 20))
+    _, page = report(dcli, "runs")
+    assert [p[:4] for p in page.pictures] == [b"\x89PNG"], "the preview alone"
+    assert "trajectory.gif has 9 MB and is left out" in " ".join(page.text)
+
+
+def test_listing_reads_neither_torch_nor_configs(tmp_path: Path) -> None:
+    for i in range(3):
+        run = left(tmp_path / "runs" / f"a{i}")
+        (run / "config.yaml").unlink()
+        os.mkfifo(run / "config.yaml")  # whoever reads it waits for ever
+    code, out, err, modules = fresh("runs", "ls", "--json", cwd=tmp_path)
+    assert code == 0, err
+    assert [row["metrics"]["loss"] for row in json.loads(out)] == [0.25] * 3
+    assert not {"torch", "hydra"} & modules
+    code, _, err, modules = fresh("report", str(run / "samples"), cwd=tmp_path)
+    assert code == 2 and "torch" not in modules
+
+
+def test_the_tail_of_a_log_is_its_newest_values(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": i, "loss": 1.0 + i, "lr": 0.1}) for i in range(2000)]
+    lines.append(json.dumps({"step": 2000, "w2": 3.0, "loss": float("nan")}))
+    path.write_text("\n".join(lines) + '\n{"step": 2001, "lo')
+    expected = {"step": 2000, "w2": 3.0, "loss": 2000.0, "lr": 0.1}
+    assert records.tail(path) == expected
+    assert records.tail(tmp_path / "none") == {}
