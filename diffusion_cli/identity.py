@@ -39,12 +39,15 @@ def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def decides(key: str) -> bool:
+    """Whether a key says which run it is, not how it is executed."""
+    return not any(key == name or key.startswith(f"{name}.") for name in EXECUTION)
+
+
 def identity(config: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits of a checked config, execution keys left out."""
     kept = {
-        key: _canonical(value)
-        for key, value in dotted(config).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in EXECUTION)
+        key: _canonical(value) for key, value in dotted(config).items() if decides(key)
     }
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from diffusion_cli.assemble import Parts
 from diffusion_cli.errors import OutOfMemory
 from diffusion_cli.rng import Rng
+from diffusion_cli.state import State
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 from diffusion_cli.trainer import memory
@@ -15,21 +18,29 @@ from diffusion_cli.trainer import memory
 _IMAGES, _POINTS = 64, 2000  # how many make a picture
 
 
-def preview(
-    parts: Parts, seed: int, step: int, device: torch.device, stop: Stop
-) -> Tensor | None:
-    """Samples of the model as it is, the same seeds each time.
+def previews(
+    state: State, parts: Parts, seed: int, device: torch.device, stop: Stop
+) -> Iterator[tuple[str, Tensor]]:
+    """Samples of the averaged (`ema`) and of the raw weights, the same seeds each time.
 
-    Classes take turns; guidance and sampler are the run's own. None if it was
-    interrupted or did not fit into memory.
+    Classes take turns; guidance and sampler are the run's own. It ends early if it is
+    interrupted or if they do not fit into memory.
     """
-    say(f"drawing a preview, {parts.sampler.steps or 'adaptive'} steps")
-    try:
-        with memory(f"preview at step {step}", ""):
-            return _drawn(parts, seed, device, stop)
-    except OutOfMemory as error:
-        say(f"{error.message}; training goes on without it")
-        return None
+    steps = parts.sampler.steps or "adaptive"
+    for weights in ("ema", "raw") if state.averages else ("raw",):
+        say(f"drawing a preview of the {weights} weights, {steps} steps")
+        try:
+            with (
+                memory(f"preview at step {state.step}", ""),
+                state.averaged(weights),
+            ):
+                x = _drawn(parts, seed, device, stop)
+        except OutOfMemory as error:
+            say(f"{error.message}; training goes on without it")
+            return
+        if x is None:
+            return
+        yield weights, x
 
 
 @torch.no_grad()

@@ -54,6 +54,10 @@ class Record:
     def config(self) -> Values:
         """`config.yaml`."""
         found = _yaml(self.path / "config.yaml")
+        try:
+            json.dumps(found, default=str)
+        except (ValueError, RecursionError, TypeError):  # it holds itself
+            return {}
         return found if isinstance(found, dict) else {}
 
     @cached_property

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from diffusion_cli import environment
 from diffusion_cli.artifact import storage
 from diffusion_cli.errors import ConfigError, StorageError
-from diffusion_cli.identity import EXECUTION, dotted
+from diffusion_cli.identity import decides, dotted
 
 Status = Literal["running", "stopped", "failed", "complete"]
 _PATIENCE = 0.5  # seconds to wait for a lock
@@ -149,7 +149,7 @@ def agree(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     keys = [
         key
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _execution(key)
+        if before.get(key) != after.get(key) and decides(key)
     ]
     constant = new["trainer"]["decay"] in _LENGTHLESS
     if not keys or (keys == ["trainer.steps"] and constant):
@@ -160,8 +160,3 @@ def agree(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     if keys == ["trainer.steps"]:
         hint = f"the rate depends on the length: out=<another> init={path}"
     raise ConfigError(text, hint)
-
-
-def _execution(key: str) -> bool:
-    """Whether a key says how a run is executed, not which run it is."""
-    return any(key == name or key.startswith(f"{name}.") for name in EXECUTION)

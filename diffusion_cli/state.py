@@ -82,9 +82,13 @@ class State:
 
     @contextmanager
     @torch.no_grad()
-    def averaged(self) -> Iterator[Model]:
-        """The model in evaluation mode, its first average as weights, for a while."""
-        swapped = self.averages[0] if self.averages else None
+    def averaged(self, weights: str = "ema") -> Iterator[Model]:
+        """The model in evaluation mode for a while, its first average as weights.
+
+        Args:
+            weights: `raw` leaves the weights as they are.
+        """
+        swapped = self.averages[0] if self.averages and weights == "ema" else None
         kept = {n: w.clone() for n, w in swapped.weights.items()} if swapped else {}
         self.model.eval()
         try:

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_cli import __version__
+from diffusion_cli import __version__, records
 from diffusion_cli.artifact import storage
+from diffusion_cli.identity import decides, dotted
 from diffusion_cli.trainer import Progress
 
 LEVELS = 10  # parts of [0, 1] for which losses are told apart
@@ -66,18 +67,22 @@ class Meter:
 class Tracker:
     """Writes metrics and pictures into a run folder.
 
-    A line of `metrics.jsonl` and a TensorBoard event of a step after `step` belong to a
-    past that is undone; they go. Trouble here is told once and never ends a run.
+    TensorBoard gets the config as hyperparameters, and compares the runs of a sweep by
+    their scalars. A line of `metrics.jsonl` and an event of a step after `step` belong
+    to a past that is undone; they go. Trouble here is told once, and never ends a run.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         self.folder, self._told = folder, False
         self.metrics = folder / "metrics.jsonl"
         with storage(self.metrics):
             _truncate(self.metrics, step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        _, start, self._end = hparams(_plain(config), {})
+        self._board.file_writer.add_summary(start)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line and one point of every curve."""
@@ -90,15 +95,16 @@ class Tracker:
         except OSError as error:
             self._complain(error)
 
-    def picture(self, step: int, picture: Tensor) -> None:
+    def picture(self, step: int, picture: Tensor, weights: str) -> None:
         """Keep a picture (3, H, W), uint8, as a file and in TensorBoard."""
-        path = self.folder / "samples" / f"step_{step:08d}.png"
+        ending = "" if weights == "ema" else f"-{weights}"
+        path = self.folder / "samples" / f"step_{step:08d}{ending}.png"
         part = path.with_name(f".{path.name}.part")
         try:
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(part, format="PNG")
             part.replace(path)
-            self._board.add_image("samples", picture, step)
+            self._board.add_image(f"samples/{weights}", picture, step)
         except OSError as error:
             self._complain(error)
 
@@ -106,9 +112,11 @@ class Tracker:
         """The loss of the last line."""
         return last_loss(self.metrics)
 
-    def close(self) -> None:
-        """Write what is waiting."""
+    def close(self, complete: bool = False) -> None:
+        """Write what is waiting, and that the run is complete."""
         try:
+            if complete:
+                self._board.file_writer.add_summary(self._end)
             self._board.close()
         except OSError as error:
             self._complain(error)
@@ -185,29 +193,24 @@ def introduce(config: Mapping[str, Any], where: str) -> None:
 
 def last_loss(metrics: Path) -> float | None:
     """The loss of the last line of `metrics.jsonl`."""
-    lines = _lines(metrics)
+    lines = records.lines(metrics)
     return float(lines[-1]["loss"]) if lines else None
 
 
-def _lines(metrics: Path) -> list[dict[str, Any]]:
-    """The whole lines of `metrics.jsonl`, up to a torn one."""
-    found: list[dict[str, Any]] = []
-    try:
-        for line in metrics.read_text(encoding="utf-8").splitlines():
-            values = json.loads(line)
-            if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-                break
-            found.append(values)
-    except (FileNotFoundError, ValueError):
-        pass
-    return found
-
-
 def _truncate(metrics: Path, step: int) -> None:
-    kept = [line for line in _lines(metrics) if line["step"] <= step]
+    kept = [line for line in records.lines(metrics) if line["step"] <= step]
     part = metrics.with_name(f".{metrics.name}.part")
     part.write_text("".join(json.dumps(line) + "\n" for line in kept))
     part.replace(metrics)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, bool | float | str]:
+    """What decides a run, flat, as hyperparameters."""
+    return {
+        key: value if isinstance(value, bool | int | float) else str(value)
+        for key, value in dotted(config).items()
+        if value is not None and decides(key)
+    }
 
 
 def _curve(name: str) -> str:

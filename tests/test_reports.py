@@ -126,10 +126,8 @@ def test_a_report_of_a_real_run(
     monkeypatch.chdir(trained)
     html, page = report(dcli, "toy2d")
     run = next(Path("runs").glob("toy2d-flow-*"))
-    expected = [
-        next(run.glob(f"samples/*/{n}")) for n in ("grid.png", "trajectory.gif")
-    ]
-    expected.append(run / "samples" / "step_00000004.png")
+    names = ("*/grid.png", "*/trajectory.gif", "*04.png", "*04-raw.png")
+    expected = [next((run / "samples").glob(name)) for name in names]
     assert page.pictures == [path.read_bytes() for path in expected]
     text = " ".join(page.text)
     assert "complete at step 4 of 4" in text and "2 calls each, seed 0" in text
@@ -191,7 +189,7 @@ def test_missing_and_torn_files(
     data = (run / name).read_bytes()
     (run / name).unlink()
     kinds = {"empty": b"", "half": data[: len(data) // 2], "foreign": b"[1, {}, NaN]\n"}
-    kinds["bytes"] = bytes(range(256))
+    kinds |= {"bytes": bytes(range(256)), "circle": b"&a {name: x, b: *a, c: [*a]}"}
     if how == "folder":
         (run / name).mkdir()
     elif how != "absent":

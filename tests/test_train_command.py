@@ -44,7 +44,8 @@ def test_what_a_run_leaves(capsys: pytest.CaptureFixture[str]) -> None:
     steps = [path.name for path in checkpoint.steps(folder / "checkpoints")]
     assert steps == ["step_00000012", "step_00000008"]
     pictures = sorted(path.name for path in (folder / "samples").iterdir())
-    assert pictures == ["step_00000006.png", "step_00000012.png"]
+    kinds = [f"step_{step:08d}{kind}.png" for step in (6, 12) for kind in ("-raw", "")]
+    assert pictures == kinds
     header, line, *_ = err.splitlines()
     assert (
         header.startswith("dcli ") and "parameters" in header and "network=mlp" in line

@@ -26,7 +26,7 @@ from diffusion_cli.datasets import Dataset
 from diffusion_cli.errors import CheckpointError, ConfigError
 from diffusion_cli.latch import NonFinite
 from diffusion_cli.place import Place, differences
-from diffusion_cli.preview import preview
+from diffusion_cli.preview import previews
 from diffusion_cli.rng import shuffled
 from diffusion_cli.run_folder import RunFolder, agree
 from diffusion_cli.settings import Every, Keep, TrainerSettings, seconds
@@ -142,7 +142,7 @@ class _Run:
             self._resume(found)
         self.folder.describe(self.config, overrides, self.device)
         self._introduce(found)
-        self.tracker = Tracker(self.folder.path, self.state.step)
+        self.tracker = Tracker(self.folder.path, self.state.step, self.config)
         self.bar = Bar(self.state.step, self.settings.steps, self.settings.batch)
         try:
             self._loop()
@@ -153,7 +153,7 @@ class _Run:
             raise
         finally:
             self.bar.close()
-            self.tracker.close()
+            self.tracker.close(complete=self.state.step >= self.settings.steps)
         return self._close()
 
     def _loop(self) -> None:
@@ -274,12 +274,13 @@ class _Run:
         self.saved = step
 
     def _preview(self) -> None:
-        """A picture of samples at fixed seeds, from the averaged weights."""
-        step, spec = self.state.step, self.data.spec
-        with self.state.averaged():
-            x = preview(self.parts, self.config["seed"], step, self.device, self.stop)
-        if x is not None:
-            self.tracker.picture(step, type(self.data).picture(x, spec))
+        """Pictures of samples at fixed seeds, from averaged and from raw weights."""
+        seed, kind = self.config["seed"], type(self.data)
+        for weights, x in previews(
+            self.state, self.parts, seed, self.device, self.stop
+        ):
+            picture = kind.picture(x, self.data.spec)
+            self.tracker.picture(self.state.step, picture, weights)
 
     def _blame(self, error: NonFinite) -> None:
         """Name the samples of a bad batch and keep what is needed to replay it."""

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from diffusion_cli import __version__, records
-from diffusion_cli.identity import EXECUTION
+from diffusion_cli.identity import decides
 from diffusion_cli.records import Record
 from diffusion_cli.report import pictures
 from diffusion_cli.report.chart import Chart, Curve, chart
@@ -130,9 +130,8 @@ def _several(node: Any) -> list[Mapping[str, Any]]:
 
 def _card(record: Record, number: int) -> Card:
     facts = [(name, value) for name, value in _facts(record) if value]
-    seen = (pictures.preview(record), *pictures.derived(record))
+    rest = [*pictures.previews(record), *pictures.derived(record)]
     tile = pictures.drawn(record, "grid.png")
-    rest = [picture for picture in seen if picture]
     if tile is None and rest:
         tile, rest = rest[0], rest[1:]
     film = pictures.drawn(record, "trajectory.gif")
@@ -231,7 +230,7 @@ def _differences(found: Sequence[Record]) -> dict[str, list[str]]:
     return {
         key: [_short(value) for value in row]
         for key, row in table.items()
-        if not any(key == name or key.startswith(f"{name}.") for name in EXECUTION)
+        if decides(key)
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +26,20 @@ class Picture(NamedTuple):
     coarse: bool = False  # small pixels that are to stay sharp
 
 
-def preview(record: Record) -> Picture | None:
-    """The newest samples that training drew."""
-    found = sorted(record.path.glob("samples/step_*.png"))
-    digits = found[-1].stem.removeprefix("step_") if found else ""
-    return (
-        _read(found[-1], f"preview at step {int(digits)}") if digits.isdigit() else None
-    )
+def previews(record: Record) -> list[Picture]:
+    """The newest samples that training drew: of averaged, then of raw weights."""
+    found = {}
+    for path in record.path.glob("samples/step_*.png"):
+        if match := re.fullmatch(r"step_([0-9]{1,20})(-raw)?", path.stem):
+            found[int(match[1]), not match[2]] = path
+    last = max((step for step, _ in found), default=0)
+    kinds = [(own, "averaged" if own else "raw") for own in (True, False)]
+    read = [
+        _read(found[last, own], f"preview at step {last}, {name} weights")
+        for own, name in kinds
+        if (last, own) in found
+    ]
+    return [picture for picture in read if picture]
 
 
 def drawn(record: Record, name: str) -> Picture | None:
