@@ -40,12 +40,12 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as problem:  # every failure has an exit code
-        return _report(problem, words[0] if words else "")
+        return report(problem, words[0] if words else "")
     finally:
         gc.enable()
 
 
-def _report(problem: Exception, verb: str) -> int:
+def report(problem: Exception, verb: str) -> int:
     """Print an error as its user needs it; its exit code."""
     import traceback
 
@@ -57,7 +57,8 @@ def _report(problem: Exception, verb: str) -> int:
     debug = os.environ.get("DCLI_DEBUG", "0") not in ("", "0")
     if debug or error.exit_code == 1:
         traceback.print_exception(problem)
-    print(error.render(), file=sys.stderr)
+    if text := error.render():
+        print(text, file=sys.stderr)
     return error.exit_code
 
 
@@ -147,7 +148,7 @@ class _Jobs:
         except Exception as problem:
             if not sweep or isinstance(problem, Stopped):
                 raise _Left(problem) from problem
-            code = _report(problem, self.verb)
+            code = report(problem, self.verb)
             job = f"job {hydra.job.num}: exit {code}: {' '.join(overrides)}"
             self.failed.append(job)
             return float("nan")
@@ -168,6 +169,11 @@ class _Jobs:
             raise
         if kind == "train":
             values["name"] = values["name"] or identity.title(choices)
+        from diffusion_cli import ranks
+
+        devices = values.get("devices") or values.get("trainer", {}).get("devices", 1)
+        if devices > 1 and ranks.standing() is None:
+            return ranks.run(self.verb, values, overrides, devices)
         command = _command(self.verb)
         gc.enable()
         return command(values, overrides)  # type: ignore[no-any-return]

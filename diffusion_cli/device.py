@@ -1,18 +1,27 @@
-"""Where to compute, and how exactly: for commands, which alone choose a device."""
+"""Where to compute, how exactly, and in how much memory; commands alone choose."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Literal
 
 import torch
 
-from diffusion_cli.errors import ConfigError, EnvironmentFault
+from diffusion_cli.errors import ConfigError, EnvironmentFault, OutOfMemory
 from diffusion_cli.registry import near
 
+Precision = Literal["fp32", "bf16", "fp16"]
 
-def choose(name: str) -> torch.device:
-    """The device behind `auto`, `cpu`, `cuda` or `cuda:1`; a CUDA one has an index."""
+
+def choose(name: str, local: int = 0) -> torch.device:
+    """The device behind `auto`, `cpu`, `cuda` or `cuda:1`; a CUDA one has an index.
+
+    `local` counts the processes of this machine: each has a GPU of its own.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -24,7 +33,10 @@ def choose(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         _demand_cuda(device)
-        return torch.device("cuda", device.index or 0)
+        index = (
+            local % torch.cuda.device_count() if device.index is None else device.index
+        )
+        return torch.device("cuda", index)
     return device
 
 
@@ -48,13 +60,62 @@ def tune(device: torch.device, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def memory(device: torch.device) -> float:
+def peak(device: torch.device) -> float:
     """Most memory the program held so far, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+
+
+def precision(device: torch.device, wanted: str) -> Precision:
+    """What `trainer.precision` means on a device.
+
+    `auto` is bf16 where the device multiplies it faster than float32: CUDA since
+    Ampere, a CPU with AVX512-BF16 or AMX.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        message = "trainer.precision: fp16 needs a GPU"
+        raise ConfigError(message, "trainer.precision=bf16 or fp32")
+    if wanted != "auto":
+        return wanted  # type: ignore[return-value]  # one of the three, by the schema
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # torch has no public probe for these
+        fast = (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+    return "bf16" if fast else "fp32"
+
+
+def autocast(
+    device: torch.device, precision: str
+) -> Callable[[], AbstractContextManager[object]]:
+    """What `Model.around` is to be: entered around the network alone."""
+    if precision == "fp32":
+        return nullcontext
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return partial(torch.autocast, device.type, dtype)
+
+
+@contextmanager
+def memory(where: str, hint: str) -> Iterator[None]:
+    """Turn what torch says about memory into `OutOfMemory`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
+        if not (host or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        peak = ""
+        if torch.cuda.is_available():
+            peak = f", peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+        what = text.strip().splitlines()[0] if text else "the host has no memory left"
+        message = f"{where}: out of memory{peak}: {what}"
+        raise OutOfMemory(message, hint, "OUT-OF-MEMORY") from error
 
 
 def _demand_cuda(device: torch.device) -> None:

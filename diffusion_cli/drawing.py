@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from diffusion_cli import device as devices
 from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.device import memory
 from diffusion_cli.errors import ConfigError, NumericsError
 from diffusion_cli.gallery import Gallery
 from diffusion_cli.odes import encode
@@ -23,7 +24,6 @@ from diffusion_cli.rebuild import Rebuilt, labels
 from diffusion_cli.rng import Rng
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
-from diffusion_cli.trainer import memory
 
 Config = dict[str, Any]
 

@@ -46,8 +46,12 @@ def batches(
     device: torch.device,
     workers: int,
     reference: int = 0,
+    rank: int = 0,
+    size: int = 1,
 ) -> Iterator[Iterator[MicroBatch]]:
     """The micro-batches of the steps `first .. last - 1`, lazily, an iterator a step.
+
+    Of `size` ranks, each gets equally many consecutive rows of every global batch.
 
     With `reference`, the first micro-batch of a step has as many more samples among its
     conditions, `reference` and `reference_label`, drawn by a stream of their own.
@@ -56,7 +60,7 @@ def batches(
     that is resident on the device is gathered there; other data passes through workers
     and pinned memory. Every step must be used up before the next one is asked for.
     """
-    order = _Order(seed, batch, micro_batch, len(data), reference)
+    order = _Order(seed, batch, micro_batch, len(data), reference, rank, size)
     if data.to(device):
         stream = _resident(data, order, first, last, device)
     else:
@@ -67,7 +71,7 @@ def batches(
     inspect(start, data.spec)
     stream = chain((start,), stream)
     for _ in range(first, last):
-        yield islice(stream, batch // micro_batch)
+        yield islice(stream, len(order.starts))
 
 
 class _Order(NamedTuple):
@@ -78,6 +82,14 @@ class _Order(NamedTuple):
     micro_batch: int
     length: int
     reference: int
+    rank: int
+    size: int
+
+    @property
+    def starts(self) -> range:
+        """The first rows of this rank's micro-batches."""
+        share = self.batch // self.size
+        return range(self.rank * share, (self.rank + 1) * share, self.micro_batch)
 
     def samples(self, place: Tensor) -> Tensor:
         return shuffled(place, self.length, self.seed)
@@ -103,14 +115,16 @@ class _Order(NamedTuple):
 def _resident(
     data: Dataset, order: _Order, first: int, last: int, device: torch.device
 ) -> Iterator[MicroBatch]:
-    parts = torch.arange(order.batch, device=device).view(-1, order.micro_batch)
+    parts = torch.arange(order.batch, device=device)
+    parts = parts.view(order.size, -1, order.micro_batch)
     stride = max(1, AHEAD // order.batch)  # the walk of `shuffled` waits for the device
     for start in range(first, last, stride):
         stop = min(last, start + stride)
         place = torch.arange(start * order.batch, stop * order.batch, device=device)
-        steps = order.samples(place).view(-1, *parts.shape)
+        steps = order.samples(place).view(-1, *parts.shape)[:, order.rank]
         for step, chosen in enumerate(steps, start):
-            for part, (rows, index) in enumerate(zip(parts, chosen, strict=True)):
+            own = zip(parts[order.rank], chosen, strict=True)
+            for part, (rows, index) in enumerate(own):
                 yield order.micro(data, index, step, rows, first=part == 0)
 
 
@@ -131,7 +145,7 @@ class _Requests(TorchDataset[MicroBatch | DcliError]):
         index = self.order.samples(task.step * self.order.batch + rows)
         try:
             failpoints.hit("data.item", task.step)
-            first = task.row == 0
+            first = task.row == self.order.starts.start
             return self.order.micro(self.data, index, task.step, rows, first)
         except Exception as error:  # a data set may raise anything; workers lose types
             return self._blame(index, rng, error)
@@ -159,11 +173,10 @@ def _loaded(
     device: torch.device,
     workers: int,
 ) -> Iterator[MicroBatch]:
-    starts = range(0, order.batch, order.micro_batch)
     loader = DataLoader(
         _Requests(data, order),
         batch_size=None,
-        sampler=_Tasks(first, last, starts),
+        sampler=_Tasks(first, last, order.starts),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         timeout=PATIENCE if workers else 0,

@@ -17,11 +17,11 @@ from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Dataset, datasets
 from diffusion_cli.denoiser import Context, Model
 from diffusion_cli.derived import Derived
+from diffusion_cli.device import autocast, memory, precision
 from diffusion_cli.errors import CheckpointError, ConfigError
 from diffusion_cli.identity import dotted
 from diffusion_cli.registry import ROLES, near
 from diffusion_cli.tracking import say
-from diffusion_cli.trainer import autocast, memory, precision
 
 TRAINED = ("process", "parametrisation", "network")  # what the weights depend on
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.assemble import Parts
+from diffusion_cli.device import memory
 from diffusion_cli.errors import OutOfMemory
 from diffusion_cli.rng import Rng
 from diffusion_cli.state import State
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
-from diffusion_cli.trainer import memory
 
 _IMAGES, _POINTS = 64, 2000  # how many make a picture
 

@@ -76,11 +76,12 @@ class TrainerSettings:
         """Check every range; the first one that fails is a `ValueError`."""
         require(self.steps >= 1, "steps", self.steps, ">= 1")
         require(self.batch >= 1, "batch", self.batch, ">= 1")
+        even = self.devices >= 1 and self.batch % self.devices == 0
+        require(even, "devices", self.devices, f"a divisor of batch={self.batch}")
         micro = self.micro_batch
         if micro is not None:
-            divides = micro >= 1 and self.batch % micro == 0
-            require(divides, "micro_batch", micro, f"a divisor of batch={self.batch}")
-        require(self.devices == 1, "devices", self.devices, "1 in this version")
+            divides = micro >= 1 and self.share % micro == 0
+            require(divides, "micro_batch", micro, f"a divisor of {self._shared}")
         require(self.clip >= 0, "clip", self.clip, ">= 0")
         require(seconds(self.time_limit) > 0, "time_limit", self.time_limit, "> 0")
         require(self.warmup >= 0, "warmup", self.warmup, ">= 0")
@@ -91,9 +92,14 @@ class TrainerSettings:
         require(self.workers >= 0, "workers", self.workers, ">= 0")
 
     @property
-    def accumulate(self) -> int:
-        """Micro-batches per step."""
-        return self.batch // (self.micro_batch or self.batch)
+    def share(self) -> int:
+        """Samples per optimiser step and device."""
+        return self.batch // self.devices
+
+    @property
+    def _shared(self) -> str:
+        whole = f"batch={self.batch}"
+        return whole if self.devices == 1 else f"{whole} / devices={self.devices}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 from diffusion_cli.errors import Stopped
 
 _log = logging.getLogger(__name__)
+_LATE = 1  # the budget is spent; below the number of any signal here
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -51,6 +52,13 @@ class Stop:
     def requested(self) -> bool:
         """Whether to finish the step, save and leave."""
         return self.number is not None or self.late
+
+    def agreed(self, agree: Callable[[int], int]) -> bool:
+        """Whether to leave, the same on every rank; `agree` gives the largest wish."""
+        asked = agree(self.number or (_LATE if self.late else 0))
+        if asked > _LATE:
+            self.number = asked
+        return asked > 0
 
     def end(self, message: str) -> None:
         """Raise `Stopped` if a signal asked for it; a spent budget is no error."""

@@ -23,6 +23,7 @@ from diffusion_cli.trainer import Progress
 
 LEVELS = 10  # parts of [0, 1] for which losses are told apart
 _log = logging.getLogger(__name__)
+_muted = False
 
 
 class Meter:
@@ -133,7 +134,7 @@ class Bar:
     def __init__(self, step: int, steps: int, batch: int) -> None:
         self.steps, self.batch = steps, batch
         self._clock, self._done = time.monotonic(), step
-        quiet = not sys.stderr.isatty()
+        quiet = _muted or not sys.stderr.isatty()
         self._tqdm = tqdm(
             total=steps, initial=step, unit="step", dynamic_ncols=True, disable=quiet
         )
@@ -171,8 +172,22 @@ class Bar:
         self._tqdm.close()
 
 
+def mute(silent: bool) -> None:
+    """Leave the talking to another process."""
+    global _muted
+    _muted = silent
+
+
+def answer(text: object) -> None:
+    """Print a result on stdout."""
+    if not _muted:
+        print(text)
+
+
 def say(text: str) -> None:
     """Tell the person, on stderr, around a bar; a closed stderr is nobody."""
+    if _muted:
+        return
     try:
         tqdm.write(text, file=sys.stderr)
     except OSError:

@@ -1,14 +1,13 @@
-"""Training: precision, accumulation, clipping, averaging; AMP is known only here."""
+"""Training: accumulation, clipping, the update, averaging."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffusion_cli import failpoints
 from diffusion_cli.denoiser import Model
+from diffusion_cli.device import autocast, memory
+from diffusion_cli.distributed import Alone, World
 from diffusion_cli.ema import Average
-from diffusion_cli.errors import ConfigError, NumericsError, OutOfMemory
+from diffusion_cli.errors import ConfigError, NumericsError
 from diffusion_cli.latch import Latch
 from diffusion_cli.loading import MicroBatch
 from diffusion_cli.objectives import Objective
@@ -27,8 +28,6 @@ from diffusion_cli.registry import Node, near
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import TrainerSettings
 from diffusion_cli.state import State
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class Progress(NamedTuple):
@@ -50,6 +49,7 @@ class Trainer:
         seed: Everything random follows from it.
         device: Where to train.
         trainable: Glob over parameter names; the rest is frozen.
+        world: The processes that share every batch.
     """
 
     def __init__(
@@ -60,10 +60,13 @@ class Trainer:
         seed: int,
         device: torch.device,
         trainable: str | None = None,
+        world: World | None = None,
     ) -> None:
         self.settings, self.node, self.seed = settings, optimizer, seed
         self.device, self.trainable = device, trainable
-        self.micro_batch = settings.micro_batch or settings.batch
+        self.world = world or Alone()
+        self.share = settings.batch // self.world.size  # rows of this rank
+        self.micro_batch = settings.micro_batch or self.share
 
     def start(self, model: Model, objective: Objective) -> State:
         """Everything that changes while training, as it is before the first step."""
@@ -139,6 +142,7 @@ class Trainer:
         grads = [p.grad for p in weights if p.grad is not None]
         if failpoints.hit("step.grad", number):
             grads[0].fill_(math.nan)
+        self.world.sum(grads)
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = get_total_norm(grads, foreach=True)
@@ -177,7 +181,8 @@ class Trainer:
         self, state: State, batch: Iterable[MicroBatch]
     ) -> tuple[Tensor, Tensor]:
         """Accumulate the gradient of the mean loss; losses and times, each (B,)."""
-        losses, times, first = [], [], 0
+        losses, times = [], []
+        first = self.world.rank * self.share
         common: dict[str, Tensor] = {}  # what the first micro-batch brings for all
         for x0, cond, rows in batch:
             common |= {key: cond[key] for key in cond if key.startswith("reference")}
@@ -194,13 +199,13 @@ class Trainer:
             losses.append(loss.detach())
             drawn = getattr(state.objective, "times", None)
             times.append(torch.full_like(loss, math.nan) if drawn is None else drawn)
-        return torch.cat(losses), torch.cat(times)
+        return self.world.gather(torch.cat(losses)), self.world.gather(torch.cat(times))
 
     @contextmanager
     def _memory(self, state: State) -> Iterator[None]:
         """Say which micro-batch would fit."""
         half = max(1, self.micro_batch // 2)
-        fits = max(n for n in range(1, half + 1) if self.settings.batch % n == 0)
+        fits = max(n for n in range(1, half + 1) if self.share % n == 0)
         where = f"trainer: step {state.step + 1} with micro_batch={self.micro_batch}"
         hint = f"trainer.micro_batch={fits} keeps batch={self.settings.batch}"
         if self.micro_batch == 1:
@@ -224,55 +229,6 @@ def schedule(step: int, steps: int, warmup: int, decay: str) -> float:
         "inverse_sqrt": math.sqrt(max(warmup, 1) / max(step + 1, warmup, 1)),
     }
     return rise * fall[decay]
-
-
-def precision(device: torch.device, wanted: str) -> Precision:
-    """What `trainer.precision` means on a device.
-
-    `auto` is bf16 where the device multiplies it faster than float32: CUDA since
-    Ampere, a CPU with AVX512-BF16 or AMX.
-    """
-    if wanted == "fp16" and device.type == "cpu":
-        message = "trainer.precision: fp16 needs a GPU"
-        raise ConfigError(message, "trainer.precision=bf16 or fp32")
-    if wanted != "auto":
-        return wanted  # type: ignore[return-value]  # one of the three, by the schema
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # torch has no public probe for these
-        fast = (
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-    return "bf16" if fast else "fp32"
-
-
-def autocast(
-    device: torch.device, precision: str
-) -> Callable[[], AbstractContextManager[object]]:
-    """What `Model.around` is to be: entered around the network alone."""
-    if precision == "fp32":
-        return nullcontext
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-    return partial(torch.autocast, device.type, dtype)
-
-
-@contextmanager
-def memory(where: str, hint: str) -> Iterator[None]:
-    """Turn what torch says about memory into `OutOfMemory`."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
-        if not (host or isinstance(error, torch.OutOfMemoryError)):
-            raise
-        peak = ""
-        if torch.cuda.is_available():
-            peak = f", peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-        what = text.strip().splitlines()[0] if text else "the host has no memory left"
-        message = f"{where}: out of memory{peak}: {what}"
-        raise OutOfMemory(message, hint, "OUT-OF-MEMORY") from error
 
 
 def _scaler(device: torch.device) -> torch.amp.GradScaler:

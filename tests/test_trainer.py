@@ -10,9 +10,10 @@ from tiny import CPU, Setup, same, snapshot, tiny
 from torch import nn
 
 from diffusion_cli import assemble
+from diffusion_cli.device import precision
 from diffusion_cli.ema import Average
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.trainer import precision, schedule
+from diffusion_cli.trainer import schedule
 
 
 def still(setup: Setup) -> Setup:

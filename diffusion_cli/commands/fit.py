@@ -14,6 +14,7 @@ from diffusion_cli import assemble, checkpoint, failpoints
 from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.derived import Derived
+from diffusion_cli.device import memory
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.loading import once, prepare_like
 from diffusion_cli.place import trained
@@ -22,7 +23,6 @@ from diffusion_cli.rebuild import laid_over
 from diffusion_cli.rng import Rng
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
-from diffusion_cli.trainer import memory
 from diffusion_cli.variance import Fit, Moments, known_times
 
 Config = dict[str, Any]

@@ -1,0 +1,275 @@
+"""One run in its folder: steps, and what happens between them."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_cli import assemble, checkpoint, environment, loading
+from diffusion_cli import device as devices
+from diffusion_cli.datasets import Dataset
+from diffusion_cli.distributed import World
+from diffusion_cli.errors import CheckpointError, ConfigError
+from diffusion_cli.latch import NonFinite
+from diffusion_cli.preview import previews
+from diffusion_cli.rng import shuffled
+from diffusion_cli.run_folder import RunFolder
+from diffusion_cli.settings import Every, Keep, TrainerSettings
+from diffusion_cli.stop import Stop
+from diffusion_cli.tracking import (
+    Bar,
+    Meter,
+    Tracker,
+    answer,
+    introduce,
+    last_loss,
+    say,
+)
+from diffusion_cli.trainer import Trainer
+
+Config = dict[str, Any]
+
+
+class Run:
+    """One run in its folder, from where it stands to its end or a stop.
+
+    Every rank of the world makes every step; the first one alone writes and draws.
+    """
+
+    def __init__(
+        self,
+        values: Config,
+        folder: RunFolder,
+        device: torch.device,
+        data: Dataset,
+        parts: assemble.Parts,
+        stop: Stop,
+        world: World,
+    ) -> None:
+        self.config, self.folder, self.device = values, folder, device
+        self.data, self.parts, self.stop, self.world = data, parts, stop, world
+        self.settings = TrainerSettings(**values["trainer"])
+        self.every, self.keep = Every(**values["every"]), Keep(**values["checkpoint"])
+        self.trainer = Trainer(
+            self.settings,
+            optimizer=values["optimizer"],
+            seed=values["seed"],
+            device=device,
+            trainable=values["trainable"],
+            world=world,
+        )
+        self.samples = f"{len(data)} {data.fingerprint}".strip()  # how many, of what
+        self.meter = Meter(device)
+        self.saved = -1  # the step last saved
+        self.tracker: Tracker | None = None  # of the first rank
+
+    def train(self, overrides: list[str]) -> float | None:
+        """Train to the end, a stop or an error; the status tells which."""
+        found = self.world.led(self._newest)
+        if found is None and self.config["init"]:
+            self._init()
+        self.state = self.trainer.start(self.parts.model, self.parts.objective)
+        if found is None:
+            self.parts.model.process.fit(self._fitting())
+        else:
+            self._resume(found)
+        self.world.copy(
+            [t for file in self.state.tensors().values() for t in file.values()]
+        )
+        self._introduce(found)
+        self.world.once(lambda: self._open(overrides))
+        self.bar = Bar(self.state.step, self.settings.steps, self.settings.batch)
+        try:
+            self._loop()
+        except BaseException as error:
+            if isinstance(error, NonFinite):
+                self._blame(error)
+            self._fail(error)
+            raise
+        finally:
+            self.bar.close()
+            if self.tracker:
+                self.tracker.close(self.complete)
+        return self._close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last step is done."""
+        return self.state.step >= self.settings.steps
+
+    def _newest(self) -> checkpoint.Checkpoint | None:
+        checkpoint.clean(self.folder.checkpoints)
+        return checkpoint.newest(self.folder.checkpoints, aside=True)
+
+    def _open(self, overrides: list[str]) -> None:
+        """Write what is run and on what, and begin to keep its metrics."""
+        self.folder.describe(self.config, overrides, self.device)
+        self.tracker = Tracker(self.folder.path, self.state.step, self.config)
+        self.folder.report("running", self.state.step)
+
+    def _loop(self) -> None:
+        """Steps, and what happens between them."""
+        self.stop.begin()
+        first, last = self.state.step, self.settings.steps
+        batches = self._batches(first, last, self.world.rank, self.world.size)
+        for progress in self.trainer.run(self.state, batches):
+            step = progress.step
+            last = step == self.settings.steps
+            self.meter.update(progress)
+            self.bar.advance()
+            if last or step % self.every.log == 0:
+                self._log(progress.lr, progress.grad_norm)
+            if step % self.every.log == 0:  # else the sums are saved, to be extended
+                self.meter.reset()
+            with self.bar.paused():
+                if last or (self.every.save and step % self.every.save == 0):
+                    self._save()
+                due = self.every.preview and (last or step % self.every.preview == 0)
+                if due and self.parts.draws:
+                    self.world.once(self._preview)
+            if self.stop.agreed(self.world.agree):
+                break
+        if self.saved != self.state.step:
+            self._save()
+
+    def _close(self) -> float | None:
+        """The status, and the last words."""
+        step = self.state.step
+        if self.complete:
+            self.world.once(lambda: self.folder.report("complete", step))
+        else:
+            self.world.once(lambda: self.folder.report("stopped", step))
+            self.stop.end(f"saved step_{step:08d}; the same command continues")
+            say(f"time budget reached at step {step}; the same command continues")
+            answer(self.folder.path)
+        return last_loss(self.folder.path / "metrics.jsonl")
+
+    def _batches(
+        self, first: int, last: int, rank: int = 0, size: int = 1
+    ) -> Iterator[Iterator[loading.MicroBatch]]:
+        return loading.batches(
+            self.data,
+            seed=self.config["seed"],
+            first=first,
+            last=last,
+            batch=self.settings.batch,
+            micro_batch=self.trainer.micro_batch,
+            device=self.device,
+            workers=self.settings.workers,
+            reference=self.parts.objective.reference,
+            rank=rank,
+            size=size,
+        )
+
+    def _fitting(self) -> Iterator[Tensor]:
+        """One epoch of clean samples, read only by a process that asks."""
+        epoch = -(-len(self.data) // self.settings.batch)
+        for batch in self._batches(0, epoch):
+            for micro in batch:
+                yield micro.x0
+
+    def _init(self) -> None:
+        """Start from the weights of another run."""
+        source = checkpoint.load(self.config["init"])
+        unused, fresh = source.init_model(self.parts.model)
+        say(f"init: weights of {source.folder}, step {source.step}")
+        for names, what in ((unused, "not in this model"), (fresh, "not in that run")):
+            if names:
+                say(f"init: {len(names)} tensors {what}: {', '.join(names[:5])} ...")
+
+    def _resume(self, found: checkpoint.Checkpoint) -> None:
+        then, now = found.manifest.get("samples"), self.samples
+        if found.spec.plain() != self.data.spec.plain() or then != now:
+            was, shape = found.spec.shape, self.data.spec.shape
+            message = f"dataset: changed from {then} of {was} to {now} of {shape}"
+            raise ConfigError(message, "name=<another>, or fresh=true")
+        plain = found.plain()
+        try:
+            self.state.restore(found.tensors, plain["state"])
+            self.meter.restore(plain["meter"])
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"{found.folder}: state.json does not fit: {error}"
+            raise CheckpointError(message, "fresh=true", "CKPT-CORRUPT") from error
+        self.saved = found.step
+        # a kill may have preceded it
+        self.world.once(lambda: checkpoint.prune(self.folder.checkpoints, self.keep))
+
+    def _introduce(self, found: checkpoint.Checkpoint | None) -> None:
+        count = sum(p.numel() for p in self.parts.model.parameters())
+        where = f"{devices.label(self.device)}, {self.settings.precision}"
+        introduce(self.config, f"{where}  {count:,} parameters")
+        tail = f", resuming from {found.folder.name}" if found else ""
+        say(f"{self.folder.path}{tail}")
+
+    def _log(self, lr: float, grad_norm: Tensor) -> None:
+        self.trainer.check(self.state)
+        step = self.state.step
+        values = self.meter.read() | {
+            "lr": lr,
+            "grad_norm": grad_norm.item(),
+            "images_per_second": self.bar.rate(step),
+            "memory_gib": devices.peak(self.device),
+        }
+        self.world.once(lambda: self._tell(step, values))
+
+    def _tell(self, step: int, values: dict[str, float]) -> None:
+        assert self.tracker is not None
+        self.tracker.log(step, values)
+        self.bar.show(step, values)
+
+    def _save(self) -> None:
+        self.trainer.check(self.state)
+        self.world.same(dict(self.state.model.named_parameters()))
+        self.world.once(self._write)
+        self.saved = self.state.step
+
+    def _write(self) -> None:
+        """A checkpoint of this step."""
+        about = {
+            "config": self.config,
+            "data": self.data.spec.plain(),
+            "samples": self.samples,
+            "versions": environment.versions(),
+        }
+        plain = {"state": self.state.plain(), "meter": self.meter.plain()}
+        folder, step = self.folder.checkpoints, self.state.step
+        checkpoint.save(folder, step, self.state.tensors(), plain, about)
+        checkpoint.prune(folder, self.keep)
+        self.folder.report("running", step)
+
+    def _preview(self) -> None:
+        """Pictures of samples at fixed seeds, from averaged and from raw weights."""
+        assert self.tracker is not None
+        seed, kind = self.config["seed"], type(self.data)
+        for weights, x in previews(
+            self.state, self.parts, seed, self.device, self.stop
+        ):
+            picture = kind.picture(x, self.data.spec)
+            self.tracker.picture(self.state.step, picture, weights)
+
+    def _blame(self, error: NonFinite) -> None:
+        """Name the samples of a bad batch and keep what is needed to replay it."""
+        batch = self.settings.batch
+        place = torch.arange((error.step - 1) * batch, error.step * batch)
+        indices = shuffled(place, len(self.data), self.config["seed"]).tolist()
+        name = f"logs/nonfinite_step_{error.step:08d}.json"
+        report = json.dumps(error.report(indices))
+        if self.world.rank == 0:
+            path = self.folder.write(name, report)
+            error.message += f"; the batch is kept in {path}"
+
+    def _fail(self, error: BaseException) -> None:
+        rank = self.world.rank
+        if isinstance(error, Exception):
+            text = "".join(traceback.format_exception(error))
+            name = f"logs/error-rank{rank}.txt" if rank else "logs/error.txt"
+            self.folder.write(name, text)
+            if rank == 0:
+                self.folder.report("failed", max(self.saved, 0), str(error))
+        elif rank == 0:
+            self.folder.report("stopped", max(self.saved, 0))

@@ -1,0 +1,226 @@
+"""Several processes train as one: the same numbers, one folder, one end."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from team import team
+from tiny import MACHINE, place, tiny
+
+from diffusion_cli import checkpoint
+from diffusion_cli.commands import train
+from diffusion_cli.errors import ConfigError
+from diffusion_cli.ranks import standing
+
+__all__ = ["place"]  # a fixture
+pytestmark = pytest.mark.usefixtures("place")
+
+# Adam blows the rounding errors of tiny gradients up to whole steps
+SGD = {"name": "sgd", "lr": 0.05}
+PLAIN = {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.0}
+
+
+def trained(
+    folder: Path,
+    size: int,
+    steps: int = 12,
+    micro_batch: int | None = None,
+    **parts: Any,
+) -> Path:
+    """A run by so many processes."""
+    settings = {"batch": 16, "steps": steps, "micro_batch": micro_batch}
+    parts = {"network": PLAIN, "optimizer": SGD, **parts}
+    values = tiny(out=str(folder), trainer=settings, **parts)
+    assert team(size, lambda: train.run(values, [])) == [0] * size
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def apart(one: Path, other: Path) -> float:
+    """The largest difference between tensors of two runs, over their largest number."""
+    found, wanted = checkpoint.load(one), checkpoint.load(other)
+    gaps = [0.0]
+    for name in ("model", "ema-4", "optimizer", "objective"):
+        here, there = found.tensors(name), wanted.tensors(name)
+        assert here.keys() == there.keys()
+        for key in here:
+            mine, theirs = here[key].double(), there[key].double()
+            scale = max(1.0, float(theirs.abs().max()))
+            gaps.append(float((mine - theirs).abs().max()) / scale)
+    return max(gaps)
+
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "denoise": {},
+    "stratified and loss-aware": {
+        "objective": {
+            "name": "denoise",
+            "weight": {"name": "simple"},
+            "time": {
+                "name": "loss_aware",
+                "cells": 4,
+                "history": 2,
+                "stratified": True,
+            },
+        }
+    },
+    "several network calls": {
+        "process": {"name": "jump"},
+        "parametrisation": {"name": "direct"},
+        "objective": {"name": "idempotent", "distance": "l2"},  # l1 has corners
+        "optimizer": {"name": "sgd", "lr": 1e-4},
+        "sampler": {"name": "ancestral", "steps": 1, "grid": {"name": "uniform"}},
+    },
+}
+
+
+@pytest.mark.parametrize("parts", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("size", [2, 4])
+def test_any_number_of_processes_trains_the_same(
+    size: int, parts: dict[str, Any], tmp_path: Path
+) -> None:
+    # a few steps: rounding errors grow from one to the next
+    alone = trained(tmp_path / "1", 1, steps=4, **parts)
+    shared = trained(tmp_path / "n", size, steps=4, **parts)
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-6)
+    assert apart(shared, alone) < 1e-5
+
+
+def test_micro_batches_within_a_process(tmp_path: Path) -> None:
+    alone = trained(tmp_path / "1", 1)
+    shared = trained(tmp_path / "n", 2, micro_batch=4)
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-6)
+    assert apart(shared, alone) < 1e-5
+
+
+def test_dropout_repeats_with_the_number_of_processes(tmp_path: Path) -> None:
+    noisy = {**PLAIN, "dropout": 0.3}
+    one = trained(tmp_path / "1", 2, network=noisy)
+    other = trained(tmp_path / "2", 2, network=noisy)
+    assert apart(one, other) == 0.0
+
+
+def test_resumed_by_antheirsnumber_of_processes(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", 1)
+    trained(tmp_path / "run", 2, steps=8)
+    trained(tmp_path / "run", 1, steps=12)
+    assert losses(tmp_path / "run")[-1] == pytest.approx(losses(whole)[-1], rel=1e-5)
+    assert apart(tmp_path / "run", whole) < 1e-5
+
+
+def test_minefolder_minestream(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained(tmp_path / "run", 3 + 1)
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 12]
+    assert all(math.isfinite(line[key]) for line in lines for key in MACHINE)
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    out, err = capfd.readouterr()
+    assert out.split() == ["run"] or out.split() == [str(folder)]
+    assert err.count("step 5/12") == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "rank", "code"),
+    [("step.loss@5:nan", 1, 7), ("step.grad@5:nan", 0, 7)],
+)
+def test_what_is_not_finite_on_mineends_all(
+    fault: str, rank: int, code: int, tmp_path: Path
+) -> None:
+    values = tiny(out=str(tmp_path / "run"), trainer={"batch": 16})
+    env = {"DCLI_FAULT": fault, "DCLI_FAULT_RANK": str(rank)}
+    assert team(2, lambda: train.run(values, []), **env) == [code, code]
+    assert checkpoint.load(tmp_path / "run").step == 4
+
+
+def test_a_signal_to_minestops_all_at_the_same_step(tmp_path: Path) -> None:
+    values = tiny(out=str(tmp_path / "run"), trainer={"batch": 16, "steps": 10**6})
+
+    def work() -> None:
+        import os
+        import threading
+
+        if os.environ["RANK"] == "1":
+            kill = (os.getpid(), signal.SIGTERM)
+            threading.Timer(1.5, os.kill, kill).start()
+        train.run(values, [])
+
+    assert team(2, work) == [143, 143]
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["status"] == "stopped"
+    assert checkpoint.load(tmp_path / "run").step == status["step"] > 0
+
+
+def test_weights_that_drift_apart_are_not_saved(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values = tiny(out=str(tmp_path / "run"), trainer={"batch": 16})
+
+    def work() -> None:
+        import os
+
+        from diffusion_cli import trainer
+
+        class Drifting(trainer.Trainer):
+            def check(self, state: Any) -> None:
+                if os.environ["RANK"] == "1":
+                    with torch.no_grad():
+                        next(state.model.parameters()).add_(1e-3)
+
+        import diffusion_cli.training as training
+
+        training.Trainer = Drifting
+        train.run(values, [])
+
+    codes = team(2, work)
+    assert codes == [9, 9]
+    assert "of rank 1 is not that of rank 0" in capfd.readouterr().err
+
+
+def test_devices_must_divide_the_batch() -> None:
+    with pytest.raises(ConfigError, match="devices: must be a divisor of batch=8"):
+        tiny(trainer={"devices": 3})
+    with pytest.raises(ConfigError, match="a divisor of batch=8 / devices=2"):
+        tiny(trainer={"devices": 2, "micro_batch": 8})
+
+
+@pytest.mark.parametrize(
+    ("env", "wanted"),
+    [
+        ({}, None),
+        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, (1, 4, 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        (
+            {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"},
+            (3, 4, 1),
+        ),
+        ({"SLURM_PROCID": "0"}, None),  # a batch script, not a step
+    ],
+)
+def test_who_a_process_is(
+    env: dict[str, str], wanted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert standing() == wanted
+
+
+def test_a_rank_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="rank 2 of 2"):
+        standing()
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE must be a number"):
+        standing()
