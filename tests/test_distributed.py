@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,12 @@ import torch
 from team import team
 from tiny import MACHINE, place, tiny
 
-from diffusion_cli import checkpoint
+from diffusion_cli import checkpoint, training
 from diffusion_cli.commands import train
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.ranks import standing
+from diffusion_cli.state import State
+from diffusion_cli.trainer import Trainer
 
 __all__ = ["place"]  # a fixture
 pytestmark = pytest.mark.usefixtures("place")
@@ -118,7 +123,7 @@ def test_resumed_by_antheirsnumber_of_processes(tmp_path: Path) -> None:
     assert apart(tmp_path / "run", whole) < 1e-5
 
 
-def test_minefolder_minestream(
+def test_one_folder_one_stream(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = trained(tmp_path / "run", 3 + 1)
@@ -135,7 +140,7 @@ def test_minefolder_minestream(
     ("fault", "rank", "code"),
     [("step.loss@5:nan", 1, 7), ("step.grad@5:nan", 0, 7)],
 )
-def test_what_is_not_finite_on_mineends_all(
+def test_what_is_not_finite_on_one_ends_all(
     fault: str, rank: int, code: int, tmp_path: Path
 ) -> None:
     values = tiny(out=str(tmp_path / "run"), trainer={"batch": 16})
@@ -144,16 +149,19 @@ def test_what_is_not_finite_on_mineends_all(
     assert checkpoint.load(tmp_path / "run").step == 4
 
 
-def test_a_signal_to_minestops_all_at_the_same_step(tmp_path: Path) -> None:
+def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path: Path) -> None:
     values = tiny(out=str(tmp_path / "run"), trainer={"batch": 16, "steps": 10**6})
 
-    def work() -> None:
-        import os
-        import threading
+    def late() -> None:
+        while not (tmp_path / "run" / "metrics.jsonl").read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
 
+    def work() -> None:
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "metrics.jsonl").touch()
         if os.environ["RANK"] == "1":
-            kill = (os.getpid(), signal.SIGTERM)
-            threading.Timer(1.5, os.kill, kill).start()
+            threading.Thread(target=late).start()
         train.run(values, [])
 
     assert team(2, work) == [143, 143]
@@ -163,28 +171,20 @@ def test_a_signal_to_minestops_all_at_the_same_step(tmp_path: Path) -> None:
 
 
 def test_weights_that_drift_apart_are_not_saved(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values = tiny(out=str(tmp_path / "run"), trainer={"batch": 16})
 
-    def work() -> None:
-        import os
+    class Drifting(Trainer):
+        def check(self, state: State) -> None:
+            if self.world.rank:
+                with torch.no_grad():
+                    next(state.model.parameters()).add_(1e-3)
 
-        from diffusion_cli import trainer
-
-        class Drifting(trainer.Trainer):
-            def check(self, state: Any) -> None:
-                if os.environ["RANK"] == "1":
-                    with torch.no_grad():
-                        next(state.model.parameters()).add_(1e-3)
-
-        import diffusion_cli.training as training
-
-        training.Trainer = Drifting
-        train.run(values, [])
-
-    codes = team(2, work)
-    assert codes == [9, 9]
+    monkeypatch.setattr(training, "Trainer", Drifting)
+    assert team(2, lambda: train.run(values, [])) == [9, 9]
     assert "of rank 1 is not that of rank 0" in capfd.readouterr().err
 
 
