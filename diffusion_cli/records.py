@@ -182,8 +182,9 @@ def differences(records: Sequence[Record], every: bool = True) -> dict[str, list
     first = dict.fromkeys(key for values in found for key in values)
     heads = list(dict.fromkeys(key.partition(".")[0] for key in first))
 
-    def order(key: str) -> tuple[int, bool, str]:  # by role, what is chosen first
-        return heads.index(key.partition(".")[0]), not key.endswith(".name"), key
+    def order(key: str) -> tuple[int, bool, int, str]:  # by role, what is chosen first
+        head, named = key.partition(".")[0], key.endswith(".name")
+        return heads.index(head), not named, named * key.count("."), key
 
     keys = sorted(first, key=order)
     table = {key: [values.get(key) for values in found] for key in keys}

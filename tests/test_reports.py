@@ -315,7 +315,8 @@ def test_differences_are_those_of_the_configs(tmp_path: Path, dcli: Dcli) -> Non
         "process.schedule.rho": [None, 7],
     }
     _, page = report(dcli, "runs")
-    assert "process.schedule.rho" in page.text and "karras" in page.text
+    assert "process" in page.text and "schedule.rho=7" in page.text
+    assert "linear" in page.text and "karras" in page.text
     assert "dataset.root" not in page.text, "where data lies decides nothing"
     shutil.copytree(run, tmp_path / "runs" / "c")
     got = dcli("runs", "diff", "b", "c")
@@ -332,7 +333,10 @@ def test_unequal_protocols_are_unequal_columns(tmp_path: Path) -> None:
     columns, rows = measured([Record(a), Record(b)])
     assert [column.protocol for column in columns] == ["n=100", "n=50"]
     how = "step 4, ema, euler steps=2, seed"
-    assert [(row.run, row.how, dict(row.values)) for row in rows] == [
+    assert [
+        (row.run, row.how, {k: cell.value for k, cell in row.values.items()})
+        for row in rows
+    ] == [
         (0, f"{how} 0", {0: "2 ± 0.1"}),
         (0, f"{how} 1", {0: "2.5 ± 0.1"}),
         (1, f"{how} 0", {0: "1 ± 0.1", 1: "9 ± 0.1"}),

@@ -21,7 +21,15 @@ from diffusion_cli.report.pictures import Picture
 
 CHOICES = ("dataset", "process", "network", "sampler")
 _TRAINING = ("step", "loss", "lr", "grad_norm", "images_per_second", "memory_gib")
+_BESIDE = ("_se", "_floor")  # endings of what is said beside a number
 _VERSIONS = ("dcli", "torch", "python")
+
+
+class Cell(NamedTuple):
+    """A value, and what stands under it."""
+
+    value: str
+    note: str = ""
 
 
 class Row(NamedTuple):
@@ -29,7 +37,7 @@ class Row(NamedTuple):
 
     run: int
     how: str
-    values: Mapping[int, str]  # by number of the column
+    values: Mapping[int, Cell]  # by number of the column
 
 
 class Column(NamedTuple):
@@ -84,20 +92,21 @@ def measured(found: Sequence[Record]) -> tuple[list[Column], list[Row]]:
     what was measured twice in the same way, the newer number stays.
     """
     columns: dict[Column, int] = {}
-    rows: dict[tuple[int, str], dict[int, str]] = {}
+    rows: dict[tuple[int, str], dict[int, Cell]] = {}
     for number, record in enumerate(found):
         for line in record.measured:
             cells = rows.setdefault((number, _how(line)), {})
             values, protocol = line["values"], _protocol(line)
             for name, value in values.items():
-                if name.endswith("_se") or not records.finite(value):
+                if name.endswith(_BESIDE) or not records.finite(value):
                     continue
                 metric = str(line["metric"].get("name"))
                 whole = name if name.startswith(metric) else f"{metric} {name}"
                 at = columns.setdefault(Column(whole, protocol), len(columns))
-                error = values.get(f"{name}_se")
+                error, floor = (values.get(f"{name}{end}") for end in _BESIDE)
                 spread = f" ± {error:.2g}" if records.finite(error) else ""
-                cells[at] = f"{value:.5g}{spread}"
+                note = f"floor {floor:.5g}" if records.finite(floor) else ""
+                cells[at] = Cell(f"{value:.5g}{spread}", note)
     return list(columns), [Row(*key, cells) for key, cells in rows.items()]
 
 
@@ -224,14 +233,32 @@ def _shared(found: Sequence[Record]) -> list[tuple[str, str]]:
     return said
 
 
-def _differences(found: Sequence[Record]) -> dict[str, list[str]]:
-    """Where configs differ in what decides the result."""
+def _differences(found: Sequence[Record]) -> dict[str, list[Cell]]:
+    """Where configs differ in what decides the result.
+
+    A role of which runs have different components is one row, its arguments small.
+    """
     table = records.differences(found, every=False)
-    return {
-        key: [_short(value) for value in row]
-        for key, row in table.items()
-        if decides(key)
-    }
+    table = {key: row for key, row in table.items() if decides(key)}
+    chosen = {key.partition(".")[0] for key in table if key.endswith(".name")}
+    rows: dict[str, list[Cell]] = {}
+    for key, row in table.items():
+        role, _, _ = key.partition(".")
+        if role not in chosen:
+            rows[key] = [Cell(_short(value)) for value in row]
+        elif role not in rows:
+            own = {k: v for k, v in table.items() if k.startswith(f"{role}.")}
+            rows[role] = [_component(own, run) for run in range(len(found))]
+    return rows
+
+
+def _component(table: Mapping[str, list[Any]], run: int) -> Cell:
+    """The part of one run in a role: names, and arguments that differ."""
+    values = {k.partition(".")[2]: row[run] for k, row in table.items()}
+    known = {k: _short(v) for k, v in values.items() if v is not None}
+    names = [v for k, v in known.items() if k == "name" or k.endswith(".name")]
+    rest = [f"{k}={v}" for k, v in known.items() if not f".{k}".endswith(".name")]
+    return Cell(", ".join(names), "\n".join(rest))
 
 
 def _number(text: str) -> bool:
