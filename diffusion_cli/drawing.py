@@ -40,6 +40,24 @@ class Given(NamedTuple):
     severity: float = 1.0
 
 
+class Way(NamedTuple):
+    """`n` samples on the way from one x_1 to the next, in even steps.
+
+    An end is the x_1 of the first sample of a seed, or that of a given sample. Label
+    and noise of the steps are those of the first sample, all the way.
+    """
+
+    ends: tuple[int, ...]
+    n: int
+
+    def places(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """After which end each sample lies, and which share of the way to the next."""
+        last = len(self.ends) - 1
+        place = (rows.double() * last / (self.n - 1)).clamp(max=last)
+        before = place.long().clamp(max=last - 1)
+        return before, place - before
+
+
 DECIDING = ("seed", "label", "batch", "weights", "dtype", "precision")
 
 
@@ -53,6 +71,7 @@ class Drawing:
         device: Where to draw.
         stop: Asked between two steps.
         given: Samples to start from instead of the prior.
+        way: Samples lie on it instead of anywhere.
         out: The folder; None is one in the run, named by the request.
     """
 
@@ -64,10 +83,12 @@ class Drawing:
         device: torch.device,
         stop: Stop,
         given: Given | None = None,
+        way: Way | None = None,
         out: str | None = None,
     ) -> None:
         self.found, self.built, self.values = found, built, values
-        self.device, self.stop, self.given = device, stop, given
+        self.device, self.stop, self.given, self.way = device, stop, given, way
+        self._ends: Tensor | None = None
         self.classes = labels(self._label(), found.spec, found.config)
         self.dtype = getattr(torch, values["dtype"])
         request = {key: values[key] for key in DECIDING} | built.chosen
@@ -77,6 +98,8 @@ class Drawing:
         if given is not None:
             start = f"{given.how} {fingerprint(given.x0)} {given.severity}"
             request["given"] = start
+        if way is not None:
+            request["way"] = way
         request = json.loads(json.dumps(request))
         folder = Path(out).expanduser() if out else self._folder(request)
         batch = values["batch"]
@@ -125,6 +148,7 @@ class Drawing:
         if not spec.classes:
             return None
         if self.classes is None:
+            rows = torch.zeros_like(rows) if self.way else rows
             rng = Rng(self.values["seed"], rows).child("label")
             return rng.integers(spec.classes, (len(rows),))
         wanted = torch.tensor(self.classes, device=rows.device)
@@ -162,11 +186,13 @@ class Drawing:
         batch, spec = self.values["batch"], self.built.model.spec
         process = self.built.model.process
         rows = torch.arange(chunk * batch, (chunk + 1) * batch, device=self.device)
-        rng = Rng(self.values["seed"], rows).child("sample")
         label = self.labels(rows)
-        cond = {"rows": rows} if label is None else {"rows": rows, "label": label}
+        own = torch.zeros_like(rows) if self.way else rows
+        rng = Rng(self.values["seed"], own).child("sample")
+        cond = {"rows": own} if label is None else {"rows": own, "label": label}
         denoiser = self.built.denoiser.given(**cond)
-        x = self._start((batch, *process.state(spec).shape), cond, rng)
+        shape = tuple(process.state(spec).shape)
+        x = self._on_the_way(shape, rows) if self.way else self._start(shape, cond, rng)
         x = x.to(self.dtype) if x.is_floating_point() else x
         states = [self.gallery.shown(x)] if filmed else []
         fewer = max(1, batch // 2)
@@ -187,10 +213,10 @@ class Drawing:
     def _start(
         self, shape: tuple[int, ...], cond: dict[str, Tensor], rng: Rng
     ) -> Tensor:
-        """x_1 of a chunk: from the prior, or from given samples."""
+        """x_1 of samples: from the prior, or from given samples."""
         process, given = self.built.model.process, self.given
         if given is None:
-            return process.prior(shape, rng)
+            return process.prior((len(rng), *shape), rng)
         x0 = given.x0[rng.rows.cpu() % len(given.x0)].to(self.device)
         if given.how == "encode":
             if "label" in cond:
@@ -201,6 +227,24 @@ class Drawing:
             return x0
         t = torch.tensor(given.severity, dtype=torch.float64)
         return process.corrupt(x0, t, process.noise(x0, rng))
+
+    def _on_the_way(self, shape: tuple[int, ...], rows: Tensor) -> Tensor:
+        """x_1 of samples between the ends of a way."""
+        assert self.way is not None
+        if self._ends is None:
+            self._ends = torch.cat([self._end(shape, end) for end in self.way.ends])
+        before, share = self.way.places(rows)
+        a, b = self._ends[before], self._ends[before + 1]
+        return self.built.model.process.between(a, b, share)
+
+    def _end(self, shape: tuple[int, ...], end: int) -> Tensor:
+        """x_1 of the first sample of a seed, or of a given sample."""
+        given = self.given is not None
+        rows = torch.tensor([end if given else 0], device=self.device)
+        rng = Rng(self.values["seed"] if given else end, rows).child("sample")
+        label = torch.full_like(rows, -1)  # what is encoded, is so without a label
+        cond = {"rows": rows, "label": label} if self.built.model.spec.classes else {}
+        return self._start(shape, cond, rng)
 
     def _count(self, network: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         self.rows_seen += len(inputs[0])

@@ -28,6 +28,8 @@ class SampleSettings:
         trajectory: A film or a strip of the states between prior and data.
         encode: Samples to run to t = 1 along the probability-flow ODE, a file or a
             folder; what is drawn starts there. `n` is then their number.
+        interpolate: Two seeds or more: the n samples lead from the first sample of one
+            to that of the next. With `encode`, numbers of given samples instead.
         prompt: A text with `_` for open places; its other tokens stay as they are.
         restore: Samples to spoil up to t = severity; what is drawn starts there.
         severity: Time at which restoring starts, below 1.
@@ -50,6 +52,7 @@ class SampleSettings:
     format: list[Format] | Format = field(default_factory=lambda: ["png", "grid"])
     trajectory: Literal["gif", "strip"] | None = None
     encode: str | None = None
+    interpolate: list[int] | None = None
     prompt: str | None = None
     restore: str | None = None
     severity: float = 0.5
@@ -73,6 +76,14 @@ class SampleSettings:
         require(0 < self.severity < 1, "severity", self.severity, "in (0, 1)")
         both = self.encode is not None and self.restore is not None
         require(not both, "restore", self.restore, "given without encode")
+        if self.interpolate is not None:
+            ends, others = self.interpolate, (self.restore, self.prompt)
+            both = any(other is not None for other in others)
+            require(not both, "interpolate", ends, "given without restore and prompt")
+            require(len(ends) >= 2, "interpolate", ends, "two seeds or more")
+            sound = all(0 <= end < 2**63 for end in ends)
+            require(sound, "interpolate", ends, "in 0 .. 2^63 - 1")
+            require(self.n >= len(ends), "n", self.n, f">= {len(ends)}, the seeds")
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ keys:
   format=[png,grid]            png, npz, grid
   trajectory=gif               gif, strip
   encode=FILES                 start where the ODE of given samples ends
+  interpolate=[3,7]            n samples on the way from one seed to another
   prompt="To be___"            for text: _ is open, the rest stays
   restore=FILES severity=0.5   start from given samples, spoilt up to t = severity
   out=FOLDER device=auto precision=auto dtype=float32 plugins=[FILE.py]

@@ -10,7 +10,7 @@ import torch
 
 from diffusion_cli import assemble, checkpoint, failpoints
 from diffusion_cli import device as devices
-from diffusion_cli.drawing import Drawing, Given
+from diffusion_cli.drawing import Drawing, Given, Way
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.guidance import guidances
 from diffusion_cli.place import kind
@@ -20,7 +20,7 @@ from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 
 Config = dict[str, Any]
-TOLD = ("seed", "label", "batch", "dtype", "encode")
+TOLD = ("seed", "label", "batch", "dtype", "encode", "interpolate")
 
 
 def run(values: Config, overrides: list[str]) -> float | None:
@@ -42,10 +42,13 @@ def run(values: Config, overrides: list[str]) -> float | None:
         )
         devices.tune(device, deterministic=False)
         given = _given(found, built, values)
-        if given is not None:
-            n = len(given.x0)
-            values = {**values, "n": n, "batch": min(n, values["batch"])}
-        drawing = Drawing(found, built, values, device, stop, given, values["out"])
+        way = _way(built, given, values)
+        if given is not None and way is None:
+            values = {**values, "n": len(given.x0)}
+        if given is not None or way is not None:
+            values = {**values, "batch": min(values["n"], values["batch"])}
+        out = values["out"]
+        drawing = Drawing(found, built, values, device, stop, given, way, out)
         drawing.draw(values["n"], values["trajectory"])
         return _write(drawing, values)
 
@@ -80,6 +83,21 @@ def _given(
     return Given(x0, "encode")
 
 
+def _way(built: Rebuilt, given: Given | None, values: Config) -> Way | None:
+    """Where the samples of `interpolate=` lie, if its process knows such a way."""
+    ends = values["interpolate"]
+    if ends is None:
+        return None
+    process, spec = built.model.process, built.model.spec
+    none = torch.zeros(0, *process.state(spec).shape)
+    process.between(none, none, torch.zeros(0))  # refused before anything is drawn
+    if given is not None and max(ends) >= len(given.x0):
+        count = len(given.x0)
+        message = f"interpolate: there is no sample {max(ends)}, encode gives {count}"
+        raise ConfigError(message, f"interpolate in 0 .. {count - 1}")
+    return Way(tuple(ends), values["n"])
+
+
 def _write(drawing: Drawing, values: Config) -> float:
     """The files that were asked for, and what they took."""
     n, gallery, sampler = values["n"], drawing.gallery, drawing.built.sampler
@@ -103,7 +121,7 @@ def _write(drawing: Drawing, values: Config) -> float:
     )
     steps = f"{sampler.steps} steps, " if sampler.steps else ""
     what = "".join(f", {count} {name}" for name, count in counted.items())
-    if drawing.given is not None:
+    if drawing.given is not None and drawing.way is None:
         x = torch.cat(list(gallery.samples(n)))
         error = (x - drawing.given.x0.cpu()).float().square().mean().sqrt()
         say(f"root mean square difference from what was given: {error:.3g}")

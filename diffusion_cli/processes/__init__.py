@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from diffusion_cli.core import Posterior, Spec
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.registry import Registry
 from diffusion_cli.rng import Rng
 
@@ -26,6 +27,7 @@ class Process(nn.Module, ABC):
 
     span: tuple[float, float] = (0.0, 1.0)  # times at which the process is well defined
     kind: Literal["continuous", "tokens"] = "continuous"  # of the data it spoils
+    apart: str = "a mixture of two draws of this prior is no draw of it"
     levels: int | None = (
         None  # number of times it knows, 1/levels .. 1; None: all times
     )
@@ -55,6 +57,13 @@ class Process(nn.Module, ABC):
 
         The steps of its trajectory get `rng.at(i)`: `rng.at(0)` is common to all.
         """
+
+    def between(self, a: Tensor, b: Tensor, share: Tensor) -> Tensor:  # optional
+        """x_1 on the way from a to b, like a draw of the prior; (B, ...).
+
+        `share`, (B,), goes from 0 to 1. `ConfigError` if nothing lies between.
+        """
+        raise ConfigError(f"interpolate: {self.apart}", "leave interpolate out")
 
     @abstractmethod
     def reverse(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffusion_cli.core import Posterior
 from diffusion_cli.processes import Chart, Flow
+from diffusion_cli.processes.arcs import slerp
 from diffusion_cli.registry import Registry
 from diffusion_cli.rng import Rng
 
@@ -138,6 +139,9 @@ class Diffusion(Affine):
 
     def noise(self, x0: Tensor, rng: Rng) -> Tensor:
         return rng.child("noise").normal(x0.shape, x0.dtype)
+
+    def between(self, a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+        return slerp(a, b, share)
 
     def log_prior(self, x: Tensor) -> Tensor:
         z = x.double().flatten(1) / self.end.sigma

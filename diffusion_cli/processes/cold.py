@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_cli.core import Posterior
 from diffusion_cli.processes import Process, processes
+from diffusion_cli.processes.arcs import circle
 from diffusion_cli.processes.degradation import Operator
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
@@ -63,6 +64,13 @@ class Cold(Process):
     def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
         end = self.operator.end(shape, rng)
         return end + self.jitter * rng.child("jitter").normal(end.shape, end.dtype)
+
+    def between(self, a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+        mean = self.operator.around
+        if mean is None:
+            return super().between(a, b, share)
+        moved = circle(a.double() - mean, b.double() - mean, share) + mean
+        return moved.to(a.dtype)
 
     def check(
         self, kernel: Kernel = "improved", fresh: float = 0.5, **how: Any

@@ -47,6 +47,11 @@ class Operator(nn.Module, ABC):
     def end(self, shape: Sequence[int], rng: Rng) -> Tensor:
         """Draw D(x_0, 1), of shape (B, ...)."""
 
+    @property
+    def around(self) -> Tensor | float | None:  # optional
+        """The mean of D(x_0, 1) if its law is normal, broadcast to a sample."""
+        return None
+
 
 operators: Registry[Operator] = Registry(
     "operator", Operator, "diffusion_cli.processes", given=("data", "read")
@@ -95,6 +100,10 @@ class Averaging(Operator):
         values, vectors = torch.linalg.eigh(covariance)
         self.mean.copy_(means.mean(0))
         self.factor.copy_(vectors * values.clamp(min=0).sqrt())
+
+    @property
+    def around(self) -> Tensor:
+        return self.mean[:, None, None]
 
     def end(self, shape: Sequence[int], rng: Rng) -> Tensor:
         normal = rng.child("mean").normal((shape[0], len(self.mean)), torch.float64)

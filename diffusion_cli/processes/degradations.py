@@ -74,6 +74,10 @@ class Mask(Operator):
         kept = kept.where(t.reshape(-1, 1, 1, 1) > 0, 1.0)  # also at the very centre
         return kept.to(x0.dtype) * x0
 
+    @property
+    def around(self) -> float:
+        return 0.0
+
     def end(self, shape: Sequence[int], rng: Rng) -> Tensor:
         return torch.zeros(tuple(shape), device=rng.device)
 
@@ -180,6 +184,10 @@ class Fade(Operator):
                 "other data in the format of this data set",
             )
         self.examples.keep([found])
+
+    @property
+    def around(self) -> float | None:
+        return 0.0 if self.gaussian else None
 
     def end(self, shape: Sequence[int], rng: Rng) -> Tensor:
         return self.noise(torch.empty(tuple(shape), device=rng.device), rng)

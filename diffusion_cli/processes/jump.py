@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusion_cli.core import Posterior
 from diffusion_cli.processes import Process, processes
 from diffusion_cli.processes.affine import like
+from diffusion_cli.processes.arcs import slerp
 from diffusion_cli.rng import Rng
 
 
@@ -38,6 +39,9 @@ class Jump(Process):
         return self.noise(
             torch.empty(tuple(shape), device=rng.device), rng.child("prior")
         )
+
+    def between(self, a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+        return slerp(a, b, share)
 
     def reverse(  # type: ignore[override]  # it takes no keywords
         self, q: Posterior, x: Tensor, t: Tensor, s: Tensor, rng: Rng

@@ -24,6 +24,8 @@ from diffusion_cli.settings import require
 class Isotropic(Law):
     """A radius by its quantile, in a uniform direction."""
 
+    isotropic = True
+
     def noise(self, shape: Sequence[int], rng: Rng, dtype: torch.dtype) -> Tensor:
         way = rng.child("direction").normal(shape, torch.float64).flatten(1)
         u = rng.child("radius").uniform((len(way), 1))
@@ -54,6 +56,8 @@ class Gaussian(Law):
     Reference: Karras et al. 2022, section 2, arXiv:2206.00364.
     """
 
+    isotropic = True
+
     def noise(self, shape: Sequence[int], rng: Rng, dtype: torch.dtype) -> Tensor:
         return rng.child("noise").normal(shape, dtype)
 
@@ -72,6 +76,8 @@ class Student(Law):
     Args:
         D: Degrees of freedom.
     """
+
+    isotropic = True
 
     def __init__(self, D: float = 128.0) -> None:
         require(D > 0, "D", D, "> 0")

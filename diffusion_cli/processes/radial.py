@@ -11,6 +11,7 @@ from diffusion_cli.core import Spec
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.processes import processes
 from diffusion_cli.processes.affine import Schedule, like
+from diffusion_cli.processes.arcs import slerp
 from diffusion_cli.processes.rays import Law, Rays
 from diffusion_cli.rng import Rng
 
@@ -56,6 +57,11 @@ class Radial(Rays):
         noise = self.noise(empty, rng.child("prior"))
         end = torch.tensor(self.span[1], dtype=torch.float64)
         return self.end.sigma * self.law.at(noise, self.level(end, noise))
+
+    def between(self, a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+        if not self.law.isotropic:
+            return super().between(a, b, share)
+        return slerp(a, b, share)
 
     def aim(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
         k = self.at(t, x)

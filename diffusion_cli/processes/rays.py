@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion_cli.core import Posterior, Spec
 from diffusion_cli.processes.affine import Affine
+from diffusion_cli.processes.arcs import slerp
 from diffusion_cli.registry import Registry
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
@@ -26,6 +27,8 @@ class Law(ABC):
     A law may change with the level w = sigma / (alpha + sigma), between 0 at data and
     1 without signal: `at` and `bend` say how. One that keeps its shape leaves them.
     """
+
+    isotropic: bool = False  # every direction is as likely as any other
 
     @abstractmethod
     def noise(self, shape: Sequence[int], rng: Rng, dtype: torch.dtype) -> Tensor:
@@ -95,6 +98,9 @@ class Charged(Rays):
     @abstractmethod
     def log_kernel(self, square: Tensor, d: int) -> Tensor:
         """log p(n) in nats from |n|^2, any shape, of noise in `d` dimensions."""
+
+    def between(self, a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+        return slerp(a, b, share)
 
     def log_noise(self, n: Tensor) -> Tensor:
         n = n.double().flatten(1)

@@ -80,6 +80,7 @@ class Tokens(Process):
     """
 
     kind = "tokens"
+    apart = "there is nothing between two tokens"
 
     def __init__(self, data: Spec) -> None:
         super().__init__()
