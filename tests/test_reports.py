@@ -323,6 +323,55 @@ def test_differences_are_those_of_the_configs(tmp_path: Path, dcli: Dcli) -> Non
     assert (got.code, got.out) == (0, "")
 
 
+def test_what_a_sweep_varied_is_in_the_overview(tmp_path: Path, dcli: Dcli) -> None:
+    """Keys that were typed differently, but not those that decide nothing."""
+    typed = {"a": ["process=ddpm", "++optimizer.lr=1e-3", "device=cpu", "seed=0"]}
+    typed["b"] = ["process=flow", "++optimizer.lr=1e-2", "device=cuda", "seed=0"]
+    for name, words in typed.items():
+        run = left(tmp_path / "runs" / name)
+        (run / "overrides.yaml").write_text(yaml.safe_dump(words))
+    html, _ = report(dcli, "runs")
+    table = html.partition("<h2>Overview</h2>")[2].partition("</table>")[0]
+    rows = [re.sub("<[^>]*>", " ", row).split() for row in table.split("<tr>")[1:]]
+    assert rows == [
+        ["run", "process", "optimizer.lr", "status", "step", "loss", "images/s"],
+        ["a", "ddpm", "1e-3", "complete", "4", "0.25"],
+        ["b", "flow", "1e-2", "complete", "4", "0.25"],
+    ]
+
+
+def test_samples_of_the_prior_come_first(tmp_path: Path, dcli: Dcli) -> None:
+    """A newer way between two seeds does not stand for what the run draws."""
+    run = left(tmp_path / "runs" / "a")
+    about = {"sampler": {"name": "euler", "steps": 2}, "network_calls_per_sample": 2.0}
+    for i, more in enumerate(({}, {"interpolate": None}, {"interpolate": [3, 7]})):
+        folder = run / "samples" / f"euler-2-{i}"
+        folder.mkdir()
+        (folder / "about.json").write_text(json.dumps(about | {"seed": i} | more))
+        Image.new("L", (4, 4), i).save(folder / "grid.png")
+        os.utime(folder / "grid.png", (i, i))
+    _, page = report(dcli, "runs")
+    assert "euler, 2 steps, 2 calls each, seed 1" in page.text
+    assert not any("interpolate" in text for text in page.text)
+    shutil.rmtree(run / "samples" / "euler-2-0")
+    shutil.rmtree(run / "samples" / "euler-2-1")
+    _, page = report(dcli, "runs")
+    assert "euler, 2 steps, 2 calls each, seed 2, interpolate=[3, 7]" in page.text
+
+
+def test_pictures_of_measurements_are_shown(tmp_path: Path, dcli: Dcli) -> None:
+    """The newest of each name: a curve against network calls, for example."""
+    run = left(tmp_path / "runs" / "a")
+    for i, weights in enumerate(("old", "new")):
+        path = run / "derived" / weights / "nfe_curve.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(path)
+        os.utime(path, (i, i))
+    _, page = report(dcli, "runs")
+    assert path.read_bytes() in page.pictures and len(page.pictures) == 2
+    assert "nfe curve" in page.text
+
+
 def test_unequal_protocols_are_unequal_columns(tmp_path: Path) -> None:
     a, b = left(tmp_path / "a"), left(tmp_path / "b")
     measure(a, 3.0)

@@ -20,7 +20,7 @@ from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 
 Config = dict[str, Any]
-TOLD = ("seed", "label", "batch", "dtype", "encode", "interpolate")
+TOLD = ("seed", "label", "batch", "dtype", "encode", "restore", "interpolate")
 
 
 def run(values: Config, overrides: list[str]) -> float | None:

@@ -57,6 +57,7 @@ class Card:
     charts: list[Chart]
     tile: Picture | None
     film: Picture | None
+    measured: list[Picture]
     pictures: list[Picture]
 
 
@@ -76,6 +77,7 @@ def page(found: Sequence[Record]) -> str:
         date=time.strftime("%Y-%m-%d %H:%M"),
         cards=cards,
         shared=_shared(found),
+        swept=_swept(found),
         loss=chart(_curves(found, "loss"), "step", "loss"),
         evaluated=list(_evaluated(found)),
         columns=columns,
@@ -139,13 +141,14 @@ def _several(node: Any) -> list[Mapping[str, Any]]:
 
 def _card(record: Record, number: int) -> Card:
     facts = [(name, value) for name, value in _facts(record) if value]
-    rest = [*pictures.previews(record), *pictures.derived(record)]
+    rest = pictures.previews(record)
     tile = pictures.drawn(record, "grid.png")
     if tile is None and rest:
         tile, rest = rest[0], rest[1:]
     film = pictures.drawn(record, "trajectory.gif")
     charts = [found for found in _charts(record, number) if found]
-    return Card(record, number, facts, charts, tile, film, rest)
+    found = pictures.derived(record)
+    return Card(record, number, facts, charts, tile, film, found, rest)
 
 
 def _facts(record: Record) -> Iterator[tuple[str, str]]:
@@ -231,6 +234,18 @@ def _shared(found: Sequence[Record]) -> list[tuple[str, str]]:
         if isinstance(node, dict) and all(other == node for other in others):
             said.append((role, str(node.get("name"))))
     return said
+
+
+def _swept(found: Sequence[Record]) -> dict[str, list[str]]:
+    """What was typed differently, a few keys at most: the axes of a sweep."""
+    typed = [
+        dict(word.lstrip("+").partition("=")[::2] for word in record.overrides or ())
+        for record in found
+    ]
+    keys = dict.fromkeys(key for words in typed for key in words if decides(key))
+    table = {key: [words.get(key, "") for words in typed] for key in keys}
+    differing = [key for key, row in table.items() if len(set(row)) > 1]
+    return {key: [_short(value) for value in table[key]] for key in differing[:5]}
 
 
 def _differences(found: Sequence[Record]) -> dict[str, list[Cell]]:

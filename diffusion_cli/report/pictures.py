@@ -13,6 +13,8 @@ from PIL import Image
 from diffusion_cli.records import Record
 
 LARGEST = 8 << 20  # bytes of a picture that is put into the page
+MOST = 16  # pictures of measurements
+_STARTS = ("encode", "restore", "interpolate")  # keys of samples with a given start
 _TYPES = {"PNG": "image/png", "GIF": "image/gif"}
 
 
@@ -43,28 +45,47 @@ def previews(record: Record) -> list[Picture]:
 
 
 def drawn(record: Record, name: str) -> Picture | None:
-    """The newest picture of that name that `dcli sample` left: grid.png, ..."""
-    found = sorted(record.path.glob(f"samples/*/{name}"), key=_time)
-    return _read(found[-1], _caption(found[-1].parent)) if found else None
+    """The newest picture of that name that `dcli sample` left: grid.png, ...
+
+    Samples that began at the prior come before those that were given a start.
+    """
+    paths = record.path.glob(f"samples/*/{name}")
+    found = [(path, _about(path.parent)) for path in paths]
+    if not found:
+        return None
+    path, about = max(
+        found, key=lambda one: (not any(map(one[1].get, _STARTS)), _time(one[0]))
+    )
+    return _read(path, _caption(about) or path.parent.name)
 
 
 def derived(record: Record) -> list[Picture]:
     """The pictures that `dcli eval` left beside its numbers."""
     found = sorted(record.path.glob("derived/*/*.png"), key=_time)
-    newest = {path.name: path for path in found}
+    newest = {path.name: path for path in found[-MOST:]}
     read = [_read(path, path.stem.replace("_", " ")) for path in newest.values()]
     return [picture for picture in read if picture]
 
 
-def _caption(folder: Path) -> str:
-    """How samples were drawn."""
+def _about(folder: Path) -> dict[str, Any]:
+    """What `dcli sample` says of its samples."""
     try:
-        about: Any = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _caption(about: dict[str, Any]) -> str:
+    """How samples were drawn; empty if that is not known."""
+    try:
         sampler, calls = about["sampler"], about["network_calls_per_sample"]
         steps = f", {sampler['steps']} steps" if sampler.get("steps") else ""
-        return f"{sampler['name']}{steps}, {calls:g} calls each, seed {about['seed']}"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return folder.name
+        starts = [f", {key}={about[key]}" for key in _STARTS if about.get(key)]
+        told = f"{sampler['name']}{steps}, {calls:g} calls each, seed {about['seed']}"
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return ""
+    return told + "".join(starts)
 
 
 def _read(path: Path, caption: str) -> Picture | None:
