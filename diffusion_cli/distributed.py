@@ -55,6 +55,10 @@ class World(ABC):
         """The largest of all wishes; only hosts talk, no device waits."""
 
     @abstractmethod
+    def meet(self) -> None:
+        """Wait for the others, however long it takes."""
+
+    @abstractmethod
     def once(self, work: Callable[[], object]) -> None:
         """Let the first rank do something, while the others wait."""
 
@@ -97,6 +101,9 @@ class Alone(World):
 
     def agree(self, wish: int) -> int:
         return wish
+
+    def meet(self) -> None:
+        pass
 
     def once(self, work: Callable[[], object]) -> None:
         work()
@@ -181,14 +188,14 @@ class Ranks(World):
     def once(self, work: Callable[[], object]) -> None:
         if self.rank == 0:
             work()
-        self._wait()
+        self.meet()
 
     def led(self, work: Callable[[], T]) -> T:
         if self.rank:
-            self._wait()
+            self.meet()
             return work()
         done = work()
-        self._wait()
+        self.meet()
         return done
 
     @torch.no_grad()
@@ -203,14 +210,14 @@ class Ranks(World):
             raise WorkerError(message, "the newest checkpoint is sound", "DIVERGED")
 
     def leave(self) -> None:
-        self._wait()
+        self.meet()
         dist.destroy_process_group()
 
     def _group(self, x: Tensor) -> Any:
         """Hosts meet in the short group, devices and the first of all in the long."""
         return self._short if self._met and x.device.type == "cpu" else None
 
-    def _wait(self) -> None:
+    def meet(self) -> None:
         with self._meeting("wait"):
             dist.all_reduce(torch.zeros(1))
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from diffusion_cli import device as devices
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.device import memory
+from diffusion_cli.distributed import Alone, World
 from diffusion_cli.errors import ConfigError, NumericsError
 from diffusion_cli.gallery import Gallery
 from diffusion_cli.odes import encode
@@ -58,6 +59,14 @@ class Way(NamedTuple):
         return before, place - before
 
 
+class _Totals(NamedTuple):
+    """What all processes did so far."""
+
+    rows: int  # that the network saw
+    chunks: int
+    counts: dict[str, int]  # of the sampler
+
+
 DECIDING = ("seed", "label", "batch", "weights", "dtype", "precision")
 
 
@@ -73,6 +82,7 @@ class Drawing:
         given: Samples to start from instead of the prior.
         way: Samples lie on it instead of anywhere.
         out: The folder; None is one in the run, named by the request.
+        world: The processes that share the chunks.
     """
 
     def __init__(
@@ -85,8 +95,10 @@ class Drawing:
         given: Given | None = None,
         way: Way | None = None,
         out: str | None = None,
+        world: World | None = None,
     ) -> None:
         self.found, self.built, self.values = found, built, values
+        self.world = world or Alone()
         self.device, self.stop, self.given, self.way = device, stop, given, way
         self._ends: Tensor | None = None
         self.classes = labels(self._label(), found.spec, found.config)
@@ -104,7 +116,8 @@ class Drawing:
         folder = Path(out).expanduser() if out else self._folder(request)
         batch = values["batch"]
         self.gallery = Gallery(folder, kind(found), found.spec, batch, request)
-        self.rows_seen = self.chunks_drawn = 0
+        self.rows_seen = self.chunks_drawn = 0  # by this process
+        self.totals = _Totals(0, 0, {})
         for model in (built.model, *built.place.models):
             model.network.register_forward_hook(self._count)
 
@@ -123,6 +136,7 @@ class Drawing:
         """Draw what is missing of the first `n`, and a film of the first chunk."""
         batch, steps = self.values["batch"], self.built.sampler.steps
         chunks = self.gallery.missing(n)
+        self.world.meet()  # all know what is missing before anyone draws
         if film and 0 not in chunks:
             chunks = [0, *chunks]
         total = -(-n // batch)
@@ -133,14 +147,19 @@ class Drawing:
             done = min((total - len(chunks)) * batch, n)
             say(f"{done}/{n} already done")
         self.stop.begin()
-        whole = len(chunks) * steps or None
+        own = chunks[self.world.rank :: self.world.size]
+        whole = len(own) * steps or None
         with tqdm(total=whole, unit="step", disable=None, dynamic_ncols=True) as bar:
-            for chunk in chunks:
+            for chunk in own:
                 x, states = self._chunk(chunk, bar, bool(film) and chunk == 0)
                 self.gallery.keep(chunk, x)
                 self.chunks_drawn += 1
                 if film and states:
                     self.gallery.film(states, film)
+        counts = self.built.sampler.counted()
+        mine = torch.tensor([[self.rows_seen, self.chunks_drawn, *counts.values()]])
+        rows, drawn, *totals = self.world.gather(mine).sum(0).tolist()
+        self.totals = _Totals(rows, drawn, dict(zip(counts, totals, strict=True)))
 
     def labels(self, rows: Tensor) -> Tensor | None:
         """The class of every sample: a function of (seed, i), or what was asked for."""
@@ -156,18 +175,18 @@ class Drawing:
 
     def calls(self) -> float:
         """Network calls per sample: counted now, or by the run that drew them."""
-        if self.chunks_drawn:
-            return self.rows_seen / self.chunks_drawn / float(self.values["batch"])
+        if self.totals.chunks:
+            rows = self.totals.rows / self.totals.chunks
+            return rows / float(self.values["batch"])
         expected = self.built.sampler.calls(self.built.sampler.steps)
         return float(self._told().get("network_calls_per_sample", expected))
 
     def counted(self) -> dict[str, int]:
         """What the sampler counted, now or when the samples were drawn."""
-        now = self.built.sampler.counted()
-        if self.chunks_drawn:
-            return now
+        if self.totals.chunks:
+            return self.totals.counts
         told = self._told()
-        return {name: told[name] for name in now if name in told}
+        return {name: told[name] for name in self.totals.counts if name in told}
 
     def _told(self) -> Config:
         """What an earlier command said of these samples."""

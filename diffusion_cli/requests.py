@@ -36,6 +36,7 @@ class SampleSettings:
         degraded: What `restore` names is spoilt already.
         out: Folder to write to; null is a folder in the run, named by what was asked.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        devices: Processes that draw, each with a device of its own.
         precision: Precision of the network alone.
         dtype: Precision of the solver's state.
         plugins: Python files or modules to import first.
@@ -59,6 +60,7 @@ class SampleSettings:
     degraded: bool = False
     out: str | None = None
     device: str = "auto"
+    devices: int = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     plugins: list[str] = field(default_factory=list)
@@ -66,6 +68,7 @@ class SampleSettings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self.n >= 1, "n", self.n, ">= 1")
+        require(self.devices >= 1, "devices", self.devices, ">= 1")
         require(self.batch >= 1, "batch", self.batch, ">= 1")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, ">= 1")
         require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, ">= 1")

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from diffusion_cli import __version__, records
 from diffusion_cli.artifact import storage
 from diffusion_cli.identity import decides, dotted
+from diffusion_cli.ranks import standing
 from diffusion_cli.trainer import Progress
 
 LEVELS = 10  # parts of [0, 1] for which losses are told apart
 _log = logging.getLogger(__name__)
-_muted = False
 
 
 class Meter:
@@ -134,7 +134,7 @@ class Bar:
     def __init__(self, step: int, steps: int, batch: int) -> None:
         self.steps, self.batch = steps, batch
         self._clock, self._done = time.monotonic(), step
-        quiet = _muted or not sys.stderr.isatty()
+        quiet = _mute() or not sys.stderr.isatty()
         self._tqdm = tqdm(
             total=steps, initial=step, unit="step", dynamic_ncols=True, disable=quiet
         )
@@ -172,21 +172,21 @@ class Bar:
         self._tqdm.close()
 
 
-def mute(silent: bool) -> None:
-    """Leave the talking to another process."""
-    global _muted
-    _muted = silent
+def _mute() -> bool:
+    """Whether another process does the talking."""
+    place = standing()
+    return place is not None and place.rank > 0
 
 
 def answer(text: object) -> None:
     """Print a result on stdout."""
-    if not _muted:
+    if not _mute():
         print(text)
 
 
 def say(text: str) -> None:
     """Tell the person, on stderr, around a bar; a closed stderr is nobody."""
-    if _muted:
+    if _mute():
         return
     try:
         tqdm.write(text, file=sys.stderr)

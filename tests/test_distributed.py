@@ -16,8 +16,8 @@ import torch
 from team import team
 from tiny import MACHINE, place, tiny
 
-from diffusion_cli import checkpoint, training
-from diffusion_cli.commands import train
+from diffusion_cli import checkpoint, config, training
+from diffusion_cli.commands import sample, train
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.ranks import standing
 from diffusion_cli.state import State
@@ -224,3 +224,27 @@ def test_a_rank_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(ConfigError, match="WORLD_SIZE must be a number"):
         standing()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_any_number_of_processes_draws_the_same_bits(
+    size: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path / "run", 1)
+    alone = drawn(run, tmp_path / "1", 1)
+    capfd.readouterr()
+    shared = drawn(run, tmp_path / "n", size)
+    assert capfd.readouterr().out.split() == [str(tmp_path / "n")]
+    for path in sorted(alone.rglob("*.*")):
+        there = shared / path.relative_to(alone)
+        assert there.read_bytes() == path.read_bytes(), path
+    assert len(list(shared.rglob("*"))) == len(list(alone.rglob("*")))
+
+
+def drawn(run: Path, out: Path, size: int) -> Path:
+    """37 samples in chunks of 5, by so many processes."""
+    words = {"ckpt": str(run), "n": 37, "batch": 5, "out": str(out), "format": "npz"}
+    keys = {**words, "sampler": None, "guidance": None, "trajectory": "strip"}
+    values = config.check(keys, "sample")
+    assert team(size, lambda: sample.run(values, [])) == [0] * size
+    return out

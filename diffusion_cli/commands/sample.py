@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffusion_cli import assemble, checkpoint, failpoints
+from diffusion_cli import assemble, checkpoint, distributed, failpoints
 from diffusion_cli import device as devices
 from diffusion_cli.drawing import Drawing, Given, Way
 from diffusion_cli.errors import ConfigError
@@ -26,9 +26,9 @@ TOLD = ("seed", "label", "batch", "dtype", "encode", "restore", "interpolate")
 def run(values: Config, overrides: list[str]) -> float | None:
     """Draw samples; the network calls that each of them takes."""
     failpoints.arm(os.environ.get("DCLI_FAULT"))
-    with Stop() as stop:
+    with Stop() as stop, distributed.join(values["devices"]) as world:
         found = checkpoint.load(values["ckpt"])
-        device = devices.choose(values["device"])
+        device = devices.choose(values["device"], world.local)
         built = rebuild(
             found,
             sampler=values["sampler"],
@@ -48,9 +48,10 @@ def run(values: Config, overrides: list[str]) -> float | None:
         if given is not None or way is not None:
             values = {**values, "batch": min(values["n"], values["batch"])}
         out = values["out"]
-        drawing = Drawing(found, built, values, device, stop, given, way, out)
+        drawing = Drawing(found, built, values, device, stop, given, way, out, world)
         drawing.draw(values["n"], values["trajectory"])
-        return _write(drawing, values)
+        world.once(lambda: _write(drawing, values))
+        return drawing.calls()
 
 
 def _guidance(found: checkpoint.Checkpoint, values: Config) -> Any:
@@ -98,7 +99,7 @@ def _way(built: Rebuilt, given: Given | None, values: Config) -> Way | None:
     return Way(tuple(ends), values["n"])
 
 
-def _write(drawing: Drawing, values: Config) -> float:
+def _write(drawing: Drawing, values: Config) -> None:
     """The files that were asked for, and what they took."""
     n, gallery, sampler = values["n"], drawing.gallery, drawing.built.sampler
     formats = values["format"]
@@ -127,4 +128,3 @@ def _write(drawing: Drawing, values: Config) -> float:
         say(f"root mean square difference from what was given: {error:.3g}")
     say(f"{n} samples, {steps}{calls:g} network calls each{what}")
     print(gallery.folder)
-    return calls

@@ -16,7 +16,6 @@ from diffusion_cli import (
     distributed,
     failpoints,
     identity,
-    tracking,
 )
 from diffusion_cli import device as devices
 from diffusion_cli.errors import ConfigError
@@ -37,7 +36,6 @@ def run(values: Config, overrides: list[str]) -> float | None:
     limit = seconds(values["trainer"]["time_limit"])
     folder = RunFolder(identity.run_folder(values).absolute())
     with Stop(limit) as stop, distributed.join(values["trainer"]["devices"]) as world:
-        tracking.mute(world.rank > 0)
         device = devices.choose(values["device"], world.local)
         values = _resolve(values, folder, device, world.size)
         if not values["fresh"] and _complete(values, folder):
