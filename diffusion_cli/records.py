@@ -143,7 +143,7 @@ def gather(words: Sequence[str], told: list[str], verb: str) -> list[Record]:
 
 def is_run(path: Path) -> bool:
     """Whether a folder was made by `dcli train`."""
-    return any((path / mark).exists() for mark in _MARKS)
+    return any(os.path.exists(f"{path}/{mark}") for mark in _MARKS)
 
 
 def within(folder: Path) -> Iterator[Path]:
@@ -152,7 +152,8 @@ def within(folder: Path) -> Iterator[Path]:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError:
         return
-    yield from (folder / name for name in names if is_run(folder / name))
+    paths = (folder / name for name in names)
+    yield from (path for path in paths if is_run(path))
 
 
 def _named(word: str, verb: str) -> Path:
@@ -259,9 +260,10 @@ def _yaml(path: Path) -> Any:
 
 
 def _text(path: Path) -> str:
-    if path.stat().st_size > _LARGEST:
-        raise ValueError(f"{path} is too large")
-    return path.read_text(encoding="utf-8")
+    with open(path, encoding="utf-8") as file:
+        if os.fstat(file.fileno()).st_size > _LARGEST:
+            raise ValueError(f"{path} is too large")
+        return file.read()
 
 
 def _time(path: Path) -> float:

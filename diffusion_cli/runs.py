@@ -31,7 +31,7 @@ def find(text: str) -> Path:
         return place  # what it lacks is told where it is read
     tail = nearest(place.name, runs)
     raise CheckpointError(
-        f"ckpt: there is no `{text}`{tail}", "ls runs", "CKPT-MISSING"
+        f"ckpt: there is no `{text}`{tail}", "dcli runs ls", "CKPT-MISSING"
     )
 
 

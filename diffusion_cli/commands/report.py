@@ -33,7 +33,8 @@ def run(settings: dict[str, Any], overrides: list[str]) -> None:
         part.write_text(text, encoding="utf-8")
         part.replace(target)
     size = len(text.encode()) / 2**20
-    print(f"{len(found)} runs, {size:.1f} MB", file=sys.stderr)
+    plural = "s" * (len(found) > 1)
+    print(f"{len(found)} run{plural}, {size:.1f} MB", file=sys.stderr)
     print(target)
 
 

@@ -106,28 +106,28 @@ def _text(record: Record) -> Iterator[str]:
     yield str(record.path)
     whole = f" of {record.steps}" if record.steps else ""
     why = f": {status['why']}" if status.get("why") else ""
-    yield f"  {'status':<16} {status['status']} at step {record.step}{whole}{why}"
+    yield f"  {'status':<18} {status['status']} at step {record.step}{whole}{why}"
     if record.command:
-        yield f"  {'command':<16} {record.command}"
+        yield f"  {'command':<18} {record.command}"
     roles = [key for key in record.config if f"{key}.name" in flat]
     for role in roles:
         inner = {k: v for k, v in flat.items() if k.startswith(f"{role}.")}
         name = inner.pop(f"{role}.name")
         rest = " ".join(f"{k.partition('.')[2]}={_short(v)}" for k, v in inner.items())
-        yield f"  {role:<16} {name}  {rest}".rstrip()
+        yield f"  {role:<18} {name}  {rest}".rstrip()
     for name, value in record.last.items():
         if name != "step" and not name.startswith("loss_t"):
-            yield f"  {name:<16} {value:.5g}"
+            yield f"  {name:<18} {value:.5g}"
     for line in record.measured:
         values = {k: v for k, v in line["values"].items() if records.finite(v)}
         found = " ".join(f"{name}={value:.5g}" for name, value in values.items())
-        yield f"  {_short(line['metric'].get('name')):<16} {found}"
+        yield f"  {_short(line['metric'].get('name')):<18} {found}"
     for key in ("versions.dcli", "versions.torch", "machine.name", "git.commit"):
         if record.environment.get(key):
             dirty = key == "git.commit" and record.environment.get("git.dirty")
             tail = ", with changes" if dirty else ""
             label = key.partition(".")[2] if key != "machine.name" else "machine"
-            yield f"  {label:<16} {_short(record.environment[key])}{tail}"
+            yield f"  {label:<18} {_short(record.environment[key])}{tail}"
 
 
 def _diff(words: list[str], plain: bool) -> None:
