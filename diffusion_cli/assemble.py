@@ -24,7 +24,7 @@ from diffusion_cli.parametrisations import parametrisations
 from diffusion_cli.processes import Flow, Process, processes
 from diffusion_cli.processes.affine import Affine, Diffusion
 from diffusion_cli.processes.rays import Charged
-from diffusion_cli.processes.tokens import Masking, Tokens
+from diffusion_cli.processes.tokens import Absorbing, Masking, Tokens
 from diffusion_cli.registry import check_call
 from diffusion_cli.samplers import Sampler, samplers
 
@@ -38,6 +38,7 @@ OFFERS = {
     Charged: "a process of charges (process=pfgm or pfgmpp)",
     Tokens: "a process on tokens",
     Masking: "a process that masks tokens",
+    Absorbing: "a process that masks every token at a time of its own",
 }
 FITTING = {
     "continuous": "process=ddpm, flow or another of `dcli list process`",

@@ -33,12 +33,15 @@ class Given(NamedTuple):
     """Clean samples to start from; sample i has the given one i mod N.
 
     `encode` starts where the probability-flow ODE of the unguided model leads them,
-    `restore` from x_t at t = severity, `degraded` takes them for such an x_t.
+    `restore` from x_t at the last time of the process, `degraded` takes them for it.
     """
 
     x0: Tensor  # (N, ...)
     how: Literal["encode", "restore", "degraded"]
-    severity: float = 1.0
+
+    def of(self, rows: Tensor) -> Tensor:
+        """What these samples start from, on their device."""
+        return self.x0[rows.cpu() % len(self.x0)].to(rows.device)
 
 
 class Way(NamedTuple):
@@ -108,8 +111,8 @@ class Drawing:
         if built.place.used:
             request["used"] = built.place.used
         if given is not None:
-            start = f"{given.how} {fingerprint(given.x0)} {given.severity}"
-            request["given"] = start
+            end = built.model.process.span[1]
+            request["given"] = f"{given.how} {fingerprint(given.x0)} {end}"
         if way is not None:
             request["way"] = way
         request = json.loads(json.dumps(request))
@@ -122,14 +125,17 @@ class Drawing:
             model.network.register_forward_hook(self._count)
 
     def _label(self) -> Any:
-        """The label asked for; what is encoded without one is drawn without one."""
-        asked = self.values["label"]
-        encoding = self.given is not None and self.given.how == "encode"
-        if not encoding or not self.found.spec.classes:
+        """The label asked for; what is given without one is drawn without one."""
+        asked, given = self.values["label"], self.given
+        if given is None or not self.found.spec.classes:
             return asked
-        if not self.found.config["objective"].get("drop"):
-            message = "encode: the model was trained with a label for every sample"
-            raise ConfigError(message, "dcli train ... objective.drop=0.1")
+        encoding = given.how == "encode"
+        knows_none = bool(self.found.config["objective"].get("drop"))
+        if not knows_none and (encoding or asked is None):
+            word = "encode" if encoding else "restore"
+            message = f"{word}: the model was trained with a label for every sample"
+            hint = "dcli train ... objective.drop=0.1"
+            raise ConfigError(message, hint if encoding else f"label=..., or {hint}")
         return -1 if asked is None else asked
 
     def draw(self, n: int, film: str | None = None) -> None:
@@ -236,15 +242,20 @@ class Drawing:
         process, given = self.built.model.process, self.given
         if given is None:
             return process.prior((len(rng), *shape), rng)
-        x0 = given.x0[rng.rows.cpu() % len(given.x0)].to(self.device)
+        x0 = given.of(rng.rows)
         if given.how == "encode":
             if "label" in cond:
                 cond = {**cond, "label": torch.full_like(cond["label"], -1)}
             model = self.built.model.given(**cond)
             return encode(model, x0, rtol=1e-5, atol=1e-5, counts=Counter())
-        if given.how == "degraded":
-            return x0
-        t = torch.tensor(given.severity, dtype=torch.float64)
+        return x0 if given.how == "degraded" else self.spoilt(rng.rows)
+
+    def spoilt(self, rows: Tensor) -> Tensor:
+        """x_t of the given samples, at the time where restoring starts."""
+        assert self.given is not None
+        rng = Rng(self.values["seed"], rows).child("sample")
+        process, x0 = self.built.model.process, self.given.of(rows)
+        t = torch.tensor(process.span[1], dtype=torch.float64)
         return process.corrupt(x0, t, process.noise(x0, rng))
 
     def _on_the_way(self, shape: tuple[int, ...], rows: Tensor) -> Tensor:

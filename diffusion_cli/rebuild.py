@@ -15,6 +15,7 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.place import Place, kind, stored, trained
 from diffusion_cli.registry import ROLES, Node
 from diffusion_cli.samplers import Sampler
+from diffusion_cli.tracking import say
 
 
 class Rebuilt(NamedTuple):
@@ -61,12 +62,13 @@ def rebuild(
         raise ConfigError(message, hint)
     walk = laid_over("sampler", found, sampler)
     if start is not None:
-        steps = _begin(model, walk, start, steps, nfe)
+        start = _begin(model, start)
+        steps = _fewer(model, walk, start, steps, nfe)
     guide = laid_over("guidance", found, guidance)
     built = assemble.sampler(walk, model.process, steps, nfe, context)
     if start is not None and (grid := getattr(built, "grid", None)):
         first = float(grid(model.process, built.steps)[0])
-        if abs(first - start) > 1 / (model.process.levels or 1e6):
+        if abs(first - start) > 1e-6:
             message = f"restore: this grid starts at t = {first:.3g}, not {start:g}"
             raise ConfigError(message, "sampler.grid.name=uniform")
     if "steps" in walk:
@@ -77,14 +79,28 @@ def rebuild(
     return Rebuilt(model, built, denoiser, chosen, context)
 
 
-def _begin(
+def _begin(model: Model, start: float) -> float:
+    """Let every grid start at `start`, or at the nearest time that there is."""
+    process, (low, high) = model.process, model.process.span
+    if start < low:
+        message = f"severity: {start:g} is less than this process ever spoils data"
+        raise ConfigError(message, f"severity={low:g} or more")
+    if known := process.levels:
+        nearest = max(1, round(start * known)) / known
+        if abs(nearest - start) > 1e-9:
+            say(f"severity={start:g}: this process knows {nearest:g}")
+        start = nearest
+    process.span = (low, min(start, high))
+    return process.span[1]
+
+
+def _fewer(
     model: Model, walk: Node, start: float, steps: int | None, nfe: int | None
 ) -> int | None:
-    """Let every grid start at `start`; no more steps than there are times below it."""
-    process = model.process
-    process.span = (process.span[0], start)
-    if process.levels and not (steps or nfe) and "steps" in walk:
-        return min(int(walk["steps"]), max(1, round(start * process.levels)))
+    """The sampler's own steps, but no more than there are times below `start`."""
+    known = model.process.levels
+    if known and not (steps or nfe) and "steps" in walk:
+        return min(int(walk["steps"]), round(start * known))
     return steps
 
 

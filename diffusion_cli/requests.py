@@ -32,7 +32,7 @@ class SampleSettings:
             to that of the next. With `encode`, numbers of given samples instead.
         prompt: A text with `_` for open places; its other tokens stay as they are.
         restore: Samples to spoil up to t = severity; what is drawn starts there.
-        severity: Time at which restoring starts, below 1.
+        severity: Time at which restoring starts, the nearest that the process knows.
         degraded: What `restore` names is spoilt already.
         out: Folder to write to; null is a folder in the run, named by what was asked.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
@@ -76,7 +76,7 @@ class SampleSettings:
         require(not both, "nfe", self.nfe, "given without steps")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
         require(bool(self.format), "format", self.format, "png, npz or grid")
-        require(0 < self.severity < 1, "severity", self.severity, "in (0, 1)")
+        require(0 < self.severity <= 1, "severity", self.severity, "in (0, 1]")
         both = self.encode is not None and self.restore is not None
         require(not both, "restore", self.restore, "given without encode")
         if self.interpolate is not None:

@@ -16,6 +16,9 @@ from diffusion_cli.errors import DataError
 IMAGES, TOY = datasets["digits"], datasets["toy2d"]
 GREY, COLOUR = image_spec((1, 8, 8), (), 17), image_spec((3, 6, 4), ())
 PLANE = Spec((2,))
+TEXT, CELLS = datasets["text"], datasets["digit_tokens"]
+LETTERS = Spec((4,), "tokens", vocab=3, codec={"characters": "abc"})
+DIGITS = Spec((64,), "tokens", vocab=17)
 
 
 def levels(spec, count=5):
@@ -118,6 +121,34 @@ FAULTS = [
     (TOY, PLANE, "x.csv", b"\xff\xfe\0", "cannot be read", ""),
     (TOY, PLANE, "x.npz", npz(samples=np.ones((2, 3))), "(2, 3)", "(N, 2)"),
 ]
+
+
+FAULTS += [
+    (TEXT, LETTERS, "x.txt", b"abd", "does not know the character 'd'", "abc"),
+    (TEXT, LETTERS, "x.txt", b"abc", "no text of 4 tokens", "a longer text"),
+    (TEXT, LETTERS, "x.txt", b"", "no text of 4 tokens", "a longer text"),
+    (TEXT, LETTERS, "x.txt", b"\xff\xfe", "not UTF-8", ""),
+    (CELLS, DIGITS, "x.png", png(9, 8), "9x8 pixels", "8x8"),
+]
+for kind, spec in ((TEXT, LETTERS), (CELLS, DIGITS)):
+    wrong = np.full((2, *spec.shape), spec.vocab), np.full((2, *spec.shape), -1)
+    outside = f"tokens outside 0 .. {spec.vocab - 1}"
+    FAULTS += [(kind, spec, "x.npz", npz(samples=x), outside, "") for x in wrong]
+    short, real = np.ones((2, 3), int), np.ones((2, *spec.shape))
+    FAULTS.append((kind, spec, "x.npz", npz(samples=short), "(2, 3)", "(N, "))
+    FAULTS.append((kind, spec, "x.npz", npz(samples=real), "float64 numbers", ""))
+
+
+@pytest.mark.parametrize(("kind", "spec"), [(TEXT, LETTERS), (CELLS, DIGITS)])
+def test_tokens_come_back_as_they_were_saved(kind, spec, tmp_path):
+    x = rows(5).integers(spec.vocab, (5, *spec.shape))
+    kind.save(x[:3], spec, tmp_path, 0)
+    kind.save(x[3:], spec, tmp_path, 3)
+    Image.new("RGB", (300, 300)).save(tmp_path / "grid.png")
+    assert torch.equal(kind.load(tmp_path, spec), x)
+    (tmp_path / "arrays").mkdir()
+    np.savez(tmp_path / "arrays" / "samples.npz", samples=x.numpy())
+    assert torch.equal(kind.load(tmp_path / "arrays", spec), x)
 
 
 @pytest.mark.filterwarnings("ignore:.*no data")

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Dcli
+
+from diffusion_cli import checkpoint
+from diffusion_cli.place import trained
+from diffusion_cli.rng import Rng
 
 POINTS = (
     "dataset=toy2d dataset.size=300 process=vp network=mlp network.width=32 "
@@ -15,8 +20,8 @@ POINTS = (
     "every.preview=0 parametrisation=v objective=snr_plus_one out=run"
 ).split()
 COLD = (
-    "dataset=digits process=cold_blur network=unet_digits network.channels=8 "
-    "trainer.steps=2 trainer.batch=8 every.preview=0 out=cold"
+    "dataset=digits dataset.labels=false process=cold_blur network=unet_digits "
+    "network.channels=8 trainer.steps=2 trainer.batch=8 every.preview=0 out=cold"
 ).split()
 
 
@@ -26,7 +31,7 @@ def drawn(folder: str) -> np.ndarray:
 
 def told(err: str) -> float:
     (line,) = [line for line in err.splitlines() if "root mean square" in line]
-    return float(line.rpartition(": ")[2])
+    return float(line.rpartition(": ")[2].partition(",")[0])
 
 
 @pytest.fixture
@@ -77,6 +82,68 @@ def test_degraded_samples_are_taken_as_they_are(dcli: Dcli) -> None:
     other = dcli("sample", *words, "degraded=true")
     assert drawn(one.out).shape == (3, 1, 8, 8)
     assert not np.array_equal(drawn(one.out), drawn(other.out))
+    # what the first run spoilt, spoilt beforehand, leads to the same
+    process = trained(checkpoint.load("cold")).process
+    x0 = torch.from_numpy(drawn(folder))
+    t = torch.tensor(0.4, dtype=torch.float64)
+    x = process.corrupt(x0, t, process.noise(x0, Rng(0, torch.arange(3))))
+    np.savez("spoilt.npz", samples=x.numpy())
+    words = ("ckpt=cold", "severity=0.4", "degraded=true", "format=npz")
+    again = dcli("sample", *words, "restore=spoilt.npz")
+    assert np.array_equal(drawn(again.out), drawn(one.out))
+    about = json.loads((Path(one.out.strip()) / "about.json").read_text())
+    gaps = about["differences"]
+    spoilt = float((x - x0).double().square().mean().sqrt())
+    assert gaps["spoilt"] == pytest.approx(spoilt)
+    restored = np.square(drawn(one.out) - x0.numpy()).mean() ** 0.5
+    assert gaps["drawn"] == pytest.approx(float(restored), rel=1e-6)
+    assert f", {spoilt:.3g} when spoilt" in one.err
+    whole = dcli("sample", *words, "restore=spoilt.npz", "severity=1")
+    assert whole.code == 0, whole.err  # colour for grey images starts at the very end
+    between = dcli("sample", *words, "restore=spoilt.npz", "severity=0.397")
+    assert "this process knows 0.4" in between.err
+    assert np.array_equal(drawn(between.out), drawn(one.out))
+
+
+def test_a_hole_anywhere_must_be_known(dcli: Dcli) -> None:
+    mask = ["process=cold_mask", "process.operator.centre=random"]
+    assert dcli("train", *COLD, *mask).code == 0
+    folder = dcli("sample", "ckpt=cold", "n=2", "steps=2", "format=npz").out.strip()
+    words = ("ckpt=cold", f"restore={folder}/samples.npz")
+    assert dcli("sample", *words).code == 0  # the centre is the sample's own
+    refused = dcli("sample", *words, "degraded=true")
+    assert refused.code == 2 and "where their holes are" in refused.err
+
+
+def test_a_label_goes_with_what_is_restored(dcli: Dcli) -> None:
+    labelled = [word for word in COLD if word != "dataset.labels=false"]
+    assert dcli("train", *labelled).code == 0
+    folder = dcli("sample", "ckpt=cold", "n=2", "steps=2", "format=npz").out.strip()
+    words = ("ckpt=cold", f"restore={folder}/samples.npz")
+    refused = dcli("sample", *words)
+    assert refused.code == 2 and "a label for every sample" in refused.err
+    assert dcli("sample", *words, "label=3").code == 0
+    assert dcli("train", *labelled, "objective.drop=0.5", "out=free").code == 0
+    free = dcli("sample", "ckpt=free", f"restore={folder}/samples.npz", "format=npz")
+    labels = np.load(Path(free.out.strip()) / "samples.npz")["labels"]
+    assert labels.tolist() == [-1, -1]
+
+
+def test_tokens_are_restored_by_their_share(dcli: Dcli) -> None:
+    words = "dataset=digit_tokens process=mask network=token_transformer_tiny "
+    words += "network.width=16 network.depth=1 trainer.steps=2 trainer.batch=4 "
+    words += "dataset.labels=false every.preview=0 out=tokens"
+    assert dcli("train", *words.split()).code == 0
+    folder = dcli("sample", "ckpt=tokens", "n=40", "steps=2").out.strip()
+    for sampler in ("cached", "first_hitting", "confident"):
+        words = ("sampler=" + sampler, f"restore={folder}", "severity=0.3")
+        got = dcli("sample", "ckpt=tokens", *words)
+        assert got.code == 0, got.err
+        about = json.loads((Path(got.out.strip()) / "about.json").read_text())
+        gaps = about["differences"]
+        assert gaps["spoilt"] == pytest.approx(0.3, abs=5 * (0.21 / 40 / 64) ** 0.5)
+        assert 0 < gaps["drawn"] < gaps["spoilt"] + 1e-9  # what is visible stays
+        assert "part of the tokens other than" in got.err
 
 
 LABELLED = [*POINTS, "dataset.labels=true", "objective.drop=0.3", "out=labelled"]
@@ -105,7 +172,8 @@ def test_another_label_draws_the_same_noise_as_that_class(dcli: Dcli) -> None:
     [
         (["encode=none.npz"], 3, "none.npz"),
         (["encode=given.npz", "restore=given.npz"], 2, "without encode"),
-        (["restore=given.npz", "severity=1"], 2, "severity: must be in (0, 1)"),
+        (["restore=given.npz", "severity=1.1"], 2, "severity: must be in (0, 1]"),
+        (["restore=given.npz", "severity=1e-9"], 2, "less than this process ever"),
         (["encode=given.npz", "sampler=ancestral"], 2, "adds noise on the way back"),
         (["encode=wide.npz"], 3, "wide.npz"),
     ],

@@ -20,7 +20,8 @@ from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 
 Config = dict[str, Any]
-TOLD = ("seed", "label", "batch", "dtype", "encode", "restore", "interpolate")
+GIVEN = ("encode", "restore", "severity", "degraded", "interpolate", "prompt")
+TOLD = ("seed", "label", "batch", "dtype", *GIVEN)
 
 
 def run(values: Config, overrides: list[str]) -> float | None:
@@ -75,7 +76,11 @@ def _given(
     x0 = kind(found).load(Path(path).expanduser(), found.spec)
     if values["restore"]:
         how: Any = "degraded" if values["degraded"] else "restore"
-        return Given(x0, how, values["severity"])
+        if values["degraded"] and not built.model.process.told:
+            message = "degraded: the samples do not tell where their holes are"
+            hint = "degraded=false, or a run with process.operator.centre=fixed"
+            raise ConfigError(message, hint)
+        return Given(x0, how)
     walk = built.chosen["sampler"]["name"]
     assemble.demand("encode", "dopri5", Flow, built.model.process)
     if built.sampler.noisy:
@@ -105,7 +110,7 @@ def _write(drawing: Drawing, values: Config) -> None:
     formats = values["format"]
     formats = formats if isinstance(formats, list) else [formats]
     gallery.export(n, formats, drawing.labels(torch.arange(n)))
-    calls, counted = drawing.calls(), drawing.counted()
+    calls, counted, gaps = drawing.calls(), drawing.counted(), _differences(drawing, n)
     gallery.describe(
         {
             "checkpoint": str(drawing.found.folder),
@@ -118,13 +123,36 @@ def _write(drawing: Drawing, values: Config) -> None:
             **counted,
             **drawing.built.chosen,
             **{key: values[key] for key in TOLD},
+            **({"differences": gaps} if gaps else {}),
         }
     )
     steps = f"{sampler.steps} steps, " if sampler.steps else ""
     what = "".join(f", {count} {name}" for name, count in counted.items())
-    if drawing.given is not None and drawing.way is None:
-        x = torch.cat(list(gallery.samples(n)))
-        error = (x - drawing.given.x0.cpu()).float().square().mean().sqrt()
-        say(f"root mean square difference from what was given: {error:.3g}")
+    if gaps:
+        tokens = drawing.found.spec.kind == "tokens"
+        kind = (
+            "part of the tokens other than" if tokens else "root mean square error to"
+        )
+        spoilt = f", {gaps['spoilt']:.3g} when spoilt" if "spoilt" in gaps else ""
+        say(f"{kind} what was given: {gaps['drawn']:.3g}{spoilt}")
     say(f"{n} samples, {steps}{calls:g} network calls each{what}")
     print(gallery.folder)
+
+
+def _differences(drawing: Drawing, n: int) -> dict[str, float]:
+    """How far samples are from what was given, and were when that was spoilt.
+
+    Root mean squares; of tokens, the part that is another.
+    """
+    given, rows = drawing.given, torch.arange(n, device=drawing.device)
+    if given is None or drawing.way is not None:
+        return {}
+    x0 = given.of(rows).cpu()
+    gaps = {"drawn": torch.cat(list(drawing.gallery.samples(n))) - x0}
+    if given.how == "restore":
+        gaps["spoilt"] = drawing.spoilt(rows).cpu() - x0
+    if drawing.found.spec.kind == "tokens":
+        return {name: float((gap != 0).double().mean()) for name, gap in gaps.items()}
+    return {
+        name: float(gap.double().square().mean().sqrt()) for name, gap in gaps.items()
+    }

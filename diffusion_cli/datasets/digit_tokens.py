@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Batch, Dataset, datasets
+from diffusion_cli.datasets.embedded import digits
+from diffusion_cli.datasets.given import ARRAYS, files_in, token_array
 from diffusion_cli.datasets.images import Images, image_spec
-from diffusion_cli.errors import DataError
+from diffusion_cli.datasets.sources import EXTENSIONS
 from diffusion_cli.rng import Rng
 
 LEVELS, SIDE = 17, 8
+GREY = image_spec((1, SIDE, SIDE), (), LEVELS)
 
 
 @datasets("digit_tokens")
@@ -46,14 +47,9 @@ class DigitTokens(Dataset):
         self._labels = torch.empty(0, dtype=torch.int64)
 
     def prepare(self) -> None:
-        with files(__package__).joinpath("digits.npz").open("rb") as file:
-            arrays = np.load(file)
-            tokens = torch.from_numpy(arrays["images"]).flatten(1)
-            labels = torch.from_numpy(arrays["labels"].astype(np.int64))
-        tenth = torch.arange(len(labels)) % 10 == 9
-        everything = torch.ones_like(tenth)
-        kept = {"all": everything, "train": ~tenth, "test": tenth}[self.split]
-        self._tokens, self._labels = tokens[kept], labels[kept]
+        images, labels = digits(self.split)
+        self._tokens = torch.from_numpy(images).flatten(1)
+        self._labels = torch.from_numpy(labels.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -72,27 +68,29 @@ class DigitTokens(Dataset):
 
     @classmethod
     def save(cls, x: Tensor, spec: Spec, folder: Path, first: int) -> None:
-        Images.save(_grey(x), image_spec((1, SIDE, SIDE), (), LEVELS), folder, first)
+        Images.save(_grey(x), GREY, folder, first)
 
     @classmethod
     def load(cls, path: Path, spec: Spec) -> Tensor:
-        files = sorted(path.glob("*.png")) if path.is_dir() else [path]
-        try:
-            grey = [np.asarray(Image.open(file).convert("L")) for file in files]
-        except OSError as error:
-            message = f"{path}: cannot be read as images: {error}"
-            raise DataError(message, "PNGs of 8x8 pixels") from error
-        if not grey or any(image.shape != (SIDE, SIDE) for image in grey):
-            raise DataError(f"{path}: holds no images of 8x8", "PNGs of 8x8 pixels")
-        tokens = torch.from_numpy(np.stack(grey)).double() * ((LEVELS - 1) / 255)
-        return tokens.round().long().flatten(1)
+        found = [
+            token_array(file, spec)
+            if file.suffix.lower() in ARRAYS
+            else _tokens(Images.load(file, GREY))
+            for file in files_in(path, EXTENSIONS)
+        ]
+        return torch.cat(found)
 
     @classmethod
     def picture(cls, x: Tensor, spec: Spec) -> Tensor:
-        return Images.picture(_grey(x), image_spec((1, SIDE, SIDE), (), LEVELS))
+        return Images.picture(_grey(x), GREY)
 
 
 def _grey(x: Tensor) -> Tensor:
     """Images (B, 1, 8, 8) in [-1, 1]; a masked token is mid-grey."""
     level = torch.where(x < LEVELS, x, (LEVELS - 1) // 2).float()
     return (level / ((LEVELS - 1) / 2) - 1).reshape(-1, 1, SIDE, SIDE)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """The inverse, for images without masked tokens: (B, 64) int64."""
+    return ((x + 1) * ((LEVELS - 1) / 2)).round().long().flatten(1)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-
-import numpy as np
+from typing import Literal
 
 from diffusion_cli.datasets import datasets
+from diffusion_cli.datasets.embedded import digits
 from diffusion_cli.datasets.images import Images, image_spec
 from diffusion_cli.datasets.tables import Table
 
@@ -23,14 +22,16 @@ class Digits(Images):
 
     Args:
         labels: Serve the digit as a class label.
+        split: All digits, nine of ten, or every tenth.
     """
 
-    def __init__(self, labels: bool = True) -> None:
+    def __init__(
+        self, labels: bool = True, split: Literal["all", "train", "test"] = "all"
+    ) -> None:
         super().__init__()
+        self.split = split
         names = tuple("0123456789") if labels else ()
         self.spec = image_spec((1, 8, 8), names, levels=17)
 
     def read(self) -> Table:
-        with files(__package__).joinpath("digits.npz").open("rb") as file:
-            arrays = np.load(file)
-            return Table(arrays["images"], arrays["labels"])
+        return digits(self.split)

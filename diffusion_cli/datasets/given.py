@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from diffusion_cli.core import Spec
 from diffusion_cli.datasets.sources import shown
 from diffusion_cli.errors import DataError
 
@@ -45,7 +48,26 @@ def files_in(path: Path, endings: tuple[str, ...]) -> list[Path]:
 
 
 def array(path: Path) -> Tensor:
-    """The numbers of a .npy, or of `samples` in a .npz as `dcli sample` writes it."""
+    """The float32 of a .npy, or of `samples` in a .npz as `dcli sample` writes it."""
+    loaded = _loaded(path)
+    if not np.issubdtype(loaded.dtype, np.floating):
+        raise broken(path, f"{loaded.dtype} numbers; samples are floats around 0")
+    return torch.from_numpy(np.asarray(loaded, np.float32))
+
+
+def token_array(path: Path, spec: Spec) -> Tensor:
+    """The same of tokens, (N, L) int64, all of them below the vocabulary's size."""
+    loaded = _loaded(path)
+    if not np.issubdtype(loaded.dtype, np.integer):
+        raise broken(path, f"{loaded.dtype} numbers; tokens are whole ones")
+    x = torch.from_numpy(np.asarray(loaded, np.int64))
+    whole = _shaped(path, x, spec.shape)
+    if not 0 <= int(whole.min()) <= int(whole.max()) < spec.vocab:
+        raise broken(path, f"tokens outside 0 .. {spec.vocab - 1}")
+    return whole
+
+
+def _loaded(path: Path) -> NDArray[Any]:
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
@@ -54,9 +76,7 @@ def array(path: Path) -> Tensor:
                 if "samples" not in names and len(names) != 1:
                     raise ValueError(f"no array `samples` among {', '.join(names)}")
                 loaded = loaded["samples" if "samples" in names else names[0]]
-        if not np.issubdtype(loaded.dtype, np.floating):
-            raise ValueError(f"{loaded.dtype} numbers; samples are floats around 0")
-        return torch.from_numpy(np.asarray(loaded, np.float32))
+        return np.asarray(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise broken(path, str(error)) from error
 
@@ -68,12 +88,17 @@ def broken(path: Path, reason: str) -> DataError:
     )
 
 
-def checked(path: Path, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The samples of one file, (N, ...), if they are samples of that shape."""
+def _shaped(path: Path, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(x.shape[1:]) != shape or not len(x):
         wanted = ", ".join(map(str, ("N", *shape)))
         message = f"{shown(str(path))}: samples of shape {tuple(x.shape)}"
         raise DataError(message, f"the model's are ({wanted})", "DATA-SIZE")
+    return x
+
+
+def checked(path: Path, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The samples of one file, (N, ...), if they are samples of that shape."""
+    _shaped(path, x, shape)
     if not bool(x.isfinite().all()):
         raise broken(path, "some numbers are not finite")
     if float(x.abs().max()) > FAR:

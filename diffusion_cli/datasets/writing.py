@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Dataset
+from diffusion_cli.datasets.given import ARRAYS, files_in, token_array
 from diffusion_cli.datasets.storage import staged
 from diffusion_cli.errors import ConfigError, DataError
 
@@ -67,17 +68,20 @@ class Writing(Dataset, ABC):
 
     @classmethod
     def load(cls, path: Path, spec: Spec) -> Tensor:
-        files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+        """Whole windows; what follows the last of a file is left out."""
         (length,) = spec.shape
-        found: list[list[int]] = []
-        for file in files:
-            tokens = _tokens(file, spec)
-            starts = range(0, len(tokens) - length + 1, length)
-            found += [tokens[start : start + length] for start in starts]
-        if not found:
+        found: list[Tensor] = []
+        for file in files_in(path, (".txt",)):
+            if file.suffix.lower() in ARRAYS:
+                found.append(token_array(file, spec))
+                continue
+            tokens = torch.tensor(_tokens(file, spec), dtype=torch.int64)
+            whole = len(tokens) // length
+            found.append(tokens[: whole * length].view(whole, length))
+        if not sum(map(len, found)):
             message = f"{path}: holds no text of {length} tokens"
-            raise DataError(message, "a .txt file, or a folder of them")
-        return torch.tensor(found)
+            raise DataError(message, "a longer text, in a .txt file or a folder")
+        return torch.cat(found)
 
     @classmethod
     def prompt(cls, text: str, spec: Spec, mask: str) -> Tensor:

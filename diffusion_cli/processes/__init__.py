@@ -31,6 +31,7 @@ class Process(nn.Module, ABC):
     levels: int | None = (
         None  # number of times it knows, 1/levels .. 1; None: all times
     )
+    told: bool = True  # whether x_t tells all that a reverse step must know
 
     def state(self, data: Spec) -> Spec:
         """What x_t looks like; by default, like the data."""

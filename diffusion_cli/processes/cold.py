@@ -50,7 +50,7 @@ class Cold(Process):
         require(levels >= 1, "levels", levels, ">= 1")
         require(jitter >= 0, "jitter", jitter, ">= 0")
         self.operator, self.levels, self.jitter = operator, levels, jitter
-        self.span = (1 / levels, 1.0)
+        self.span, self.told = (1 / levels, 1.0), operator.told
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         self.operator.fit(batches)

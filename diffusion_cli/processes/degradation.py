@@ -27,6 +27,7 @@ class Operator(nn.Module, ABC):
     """
 
     gaussian: bool = False  # `invert` solves for the noise, and that is normal
+    told: bool = True  # x_t tells the noise by `invert`, or there is none
 
     def noise(self, x0: Tensor, rng: Rng) -> Tensor:
         """All randomness of one degradation, a row per sample; by default none."""

@@ -55,6 +55,7 @@ class Mask(Operator):
         self.holes = holes
         _, self.high, self.wide = side("mask", data)
         self.centre, self.std = centre, width * max(self.high, self.wide)
+        self.told = centre == "fixed"
 
     def noise(self, x0: Tensor, rng: Rng) -> Tensor:
         """The centre as parts of height and width, (B, 2)."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.processes import Process
-from diffusion_cli.processes.tokens import Masking, belief, choose
+from diffusion_cli.processes.tokens import Absorbing, belief, choose
 from diffusion_cli.rng import Rng
 from diffusion_cli.samplers import Sampler, samplers
 
@@ -28,18 +28,21 @@ class FirstHitting(Sampler):
 
     @property
     def needs(self) -> type[Process]:
-        return Masking
+        return Absorbing
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Iterator[Tensor]:
         process = denoiser.process
-        assert isinstance(process, Masking)
-        part = torch.ones(len(x), dtype=torch.float64, device=x.device)
+        assert isinstance(process, Absorbing)
+        low, high = process.span
+        start = torch.full((len(x),), high, dtype=torch.float64, device=x.device)
+        part = 1 - process.schedule(start).alpha
         for i in range(x.shape[1]):
             hidden, own = x == process.mask, rng.at(i).child("hit")
             n = hidden.sum(1)
             part = part * own.child("time").uniform((len(x),)) ** (1 / n.clamp(min=1))
-            q = denoiser(x, process.instant(part))
+            t = process.schedule.time(1 - part).clamp(low, high)
+            q = denoiser(x, t)
             place = own.child("place").uniform(x.shape).masked_fill(~hidden, -1)
             now = torch.zeros_like(hidden).scatter(1, place.argmax(1, True), True)
             drawn = choose(belief(q), own.child("token"))
