@@ -172,10 +172,12 @@ class Normal(Posterior):
 class Categorical(Posterior):
     """A distribution over tokens per position, from logits of shape (B, L, V).
 
-    nll = -log softmax(logits)[x_0], of shape (B, L).
+    nll = -log softmax(logits)[x_0], of shape (B, L). `given` are tokens that are known
+    beforehand, as those of a prompt: (L,), -1 where there is none.
     """
 
     logits: Tensor
+    given: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:  # type: ignore[override]  # derived from the logits
@@ -195,7 +197,8 @@ class Categorical(Posterior):
     def toward(self, other: Posterior, w: float | Tensor) -> Categorical:
         assert isinstance(other, Categorical)
         own = self.logits.log_softmax(-1)
-        return Categorical(own + w * (other.logits.log_softmax(-1) - own))
+        moved = own + w * (other.logits.log_softmax(-1) - own)
+        return Categorical(moved, self.given)
 
     def chunk(self, parts: int) -> tuple[Categorical, ...]:
-        return tuple(map(Categorical, self.logits.chunk(parts)))
+        return tuple(Categorical(part, self.given) for part in self.logits.chunk(parts))

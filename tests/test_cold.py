@@ -14,6 +14,7 @@ from diffusion_cli import assemble, checkpoint, config
 from diffusion_cli.commands import train
 from diffusion_cli.core import Point, Spec
 from diffusion_cli.couplings import couplings
+from diffusion_cli.datasets import datasets
 from diffusion_cli.denoiser import Model
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.networks import Network
@@ -41,6 +42,7 @@ VARIANTS = [
     {"name": "fade", "towards": "others"},
 ]
 UNIFORM = {"name": "uniform"}
+Digits = datasets["digits"]
 
 
 def images(count=N, seed=0, shape=SPEC.shape):
@@ -501,11 +503,11 @@ def run(operator, **own):
     }
 
 
-RUNS = [
+RUNS = [  # what no yaml chooses, or what `fit` has found
     {"name": "blur"},
     {"name": "pixelate"},
     {"name": "mask", "centre": "random"},
-    {"name": "fade"},
+    {"name": "fade", "towards": "others", "examples": 8},
 ]
 
 
@@ -513,6 +515,8 @@ RUNS = [
 @pytest.mark.parametrize("operator", RUNS, ids=str)
 def test_a_cold_run_resumes_exactly_and_keeps_what_it_fitted(operator):
     own = run(operator)
+    Path("others").mkdir()
+    Digits.save(images(9, 0, (1, 8, 8)), Digits().spec, Path("others"), 0)
     train.run(tiny(out="whole", **own), [])
     for step in (3, 8):
         assert interrupted(Path("parts"), step, **own) == 143

@@ -50,4 +50,5 @@ class Infill(Denoiser):
         q = cast(Categorical, self.inner(x, t, **cond))
         tokens = torch.arange(q.logits.shape[-1], device=x.device)
         sure = (self.prompt[:, None] != tokens).to(q.logits.dtype) * -CERTAIN
-        return Categorical(torch.where(fixed[..., None], sure, q.logits))
+        logits = torch.where(fixed[..., None], sure, q.logits)
+        return Categorical(logits, given=self.prompt)

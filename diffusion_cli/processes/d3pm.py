@@ -112,7 +112,9 @@ class D3PM(Factorised):
         between = self._between(j, i, x)
         back = self._rows(between.transpose(-1, -2), x)  # q(x_t | x_s)
         weights: Tensor = back * (share @ products[j])
-        return weights / weights.sum(-1, keepdim=True)
+        total = weights.sum(-1, keepdim=True)
+        # a token that this belief cannot lead to, as beside a prompt, tells nothing
+        return torch.where(total > 0, weights / total, belief(q) @ products[j])
 
     def bound(self, q: Posterior, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
         products, i = self._products(x), self._level(t)

@@ -26,7 +26,9 @@ class Edit(Counted):
     P(position i becomes v) = p(x_0i = v | x_t) / sum over j of p(x_0j != x_tj | x_t)
 
     for v != x_ti, which is exact for the true belief, whose sum is n. At t = 1 every
-    token is wrong; the prior is uniform, L log(V / (V - 1)) nats from that.
+    token is wrong; the prior is uniform, L log(V / (V - 1)) nats from that. The way
+    there is no Markov chain, as x_s does not tell which tokens were edited already: its
+    bound stays above the entropy even for the true belief.
 
     Reference: Su 2022, "Talks on generative diffusion models" part 11,
         https://kexue.fm/archives/9271.

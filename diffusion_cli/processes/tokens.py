@@ -118,6 +118,9 @@ class Tokens(Process):
     ) -> Tensor:
         """Draw x_s; `final` is how x_0 itself is taken from the belief."""
         rng = rng.child("reverse")
+        given = cast(Categorical, q).given
+        if given is not None:  # never spoilt, whatever x_t says
+            x = torch.where(given >= 0, given, x)
         if final == "mode" and bool((s == 0).all()):
             return self.settled(x, belief(q).argmax(-1))
         if kernel == "posterior":
