@@ -392,6 +392,28 @@ def test_unequal_protocols_are_unequal_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_many_numbers_of_one_metric_are_a_curve(tmp_path: Path) -> None:
+    """Left to its picture; what comes with a protocol of its own shows it."""
+    run = left(tmp_path / "a")
+    place = run / "derived" / "abc-ema" / "metrics.jsonl"
+    place.parent.mkdir(parents=True)
+    curve = {
+        "metric": {"name": "nfe_curve"},
+        "values": {f"heun_{i}": 1 for i in range(13)},
+    }
+    own = {
+        "metric": {"name": "fid"},
+        "values": {"fid": 2.0, "fid_sd": 0.5, "fid_se": 0.2},
+    }
+    own["protocol"] = "10k inception"
+    place.write_text("".join(json.dumps(line) + "\n" for line in (curve, own)))
+    columns, rows = measured([Record(run)])
+    assert columns == [("fid", "10k inception")]
+    assert [[cell.value for cell in row.values.values()] for row in rows] == [
+        ["2 ± 0.5"]
+    ]
+
+
 def places(path: str) -> list[tuple[float, float]]:
     pairs = [pair.split() for pair in re.split("[ML]", path)[1:]]
     return [(float(x), float(y)) for x, y in pairs]

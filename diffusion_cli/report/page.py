@@ -21,7 +21,8 @@ from diffusion_cli.report.pictures import Picture
 
 CHOICES = ("dataset", "process", "network", "sampler")
 _TRAINING = ("step", "loss", "lr", "grad_norm", "images_per_second", "memory_gib")
-_BESIDE = ("_se", "_floor")  # endings of what is said beside a number
+_BESIDE = ("_sd", "_se", "_floor")  # endings of what is said beside a number
+_NUMBERS = 12  # of one metric in the table; more of them are a curve, with a picture
 _VERSIONS = ("dcli", "torch", "python")
 
 
@@ -97,15 +98,18 @@ def measured(found: Sequence[Record]) -> tuple[list[Column], list[Row]]:
     rows: dict[tuple[int, str], dict[int, Cell]] = {}
     for number, record in enumerate(found):
         for line in record.measured:
-            cells = rows.setdefault((number, _how(line)), {})
             values, protocol = line["values"], _protocol(line)
+            if len(values) > _NUMBERS:
+                continue
+            cells = rows.setdefault((number, _how(line)), {})
             for name, value in values.items():
                 if name.endswith(_BESIDE) or not records.finite(value):
                     continue
                 metric = str(line["metric"].get("name"))
                 whole = name if name.startswith(metric) else f"{metric} {name}"
                 at = columns.setdefault(Column(whole, protocol), len(columns))
-                error, floor = (values.get(f"{name}{end}") for end in _BESIDE)
+                over, error, floor = (values.get(f"{name}{end}") for end in _BESIDE)
+                error = over if records.finite(over) else error
                 spread = f" ± {error:.2g}" if records.finite(error) else ""
                 note = f"floor {floor:.5g}" if records.finite(floor) else ""
                 cells[at] = Cell(f"{value:.5g}{spread}", note)
@@ -131,7 +135,7 @@ def _protocol(line: Mapping[str, Any]) -> str:
     for node in _several(line.get("dataset")):
         split = node.get("split")
         told += [f"split={split}"] if split else []
-    return " ".join(told)
+    return " ".join([*told, str(line.get("protocol") or "")]).strip()
 
 
 def _several(node: Any) -> list[Mapping[str, Any]]:
