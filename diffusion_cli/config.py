@@ -54,7 +54,9 @@ class Keys(NamedTuple):
 VERBS = {
     "train": Keys(RunSettings, GROUPS, COMPONENTS, laid_over=False),
     "sample": Keys(SampleSettings, roles=("sampler", "guidance")),
-    "eval": Keys(EvalSettings, roles=("dataset", "sampler", "guidance", "metric")),
+    "eval": Keys(
+        EvalSettings, roles=("dataset", "sampler", "guidance", "metric", "features")
+    ),
     "fit": Keys(FitSettings, roles=("dataset",)),
 }
 STACKED = ("guidance", "metric")  # several nodes, in order

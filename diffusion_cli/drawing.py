@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -121,8 +122,6 @@ class Drawing:
         self.gallery = Gallery(folder, kind(found), found.spec, batch, request)
         self.rows_seen = self.chunks_drawn = 0  # by this process
         self.totals = _Totals(0, 0, {})
-        for model in (built.model, *built.place.models):
-            model.network.register_forward_hook(self._count)
 
     def _label(self) -> Any:
         """The label asked for; what is given without one is drawn without one."""
@@ -155,7 +154,10 @@ class Drawing:
         self.stop.begin()
         own = chunks[self.world.rank :: self.world.size]
         whole = len(own) * steps or None
-        with tqdm(total=whole, unit="step", disable=None, dynamic_ncols=True) as bar:
+        with (
+            tqdm(total=whole, unit="step", disable=None, dynamic_ncols=True) as bar,
+            self._counting(),
+        ):
             for chunk in own:
                 x, states = self._chunk(chunk, bar, bool(film) and chunk == 0)
                 self.gallery.keep(chunk, x)
@@ -166,6 +168,9 @@ class Drawing:
         mine = torch.tensor([[self.rows_seen, self.chunks_drawn, *counts.values()]])
         rows, drawn, *totals = self.world.gather(mine).sum(0).tolist()
         self.totals = _Totals(rows, drawn, dict(zip(counts, totals, strict=True)))
+        if self.totals.chunks:
+            took = {"network_calls_per_sample": self.calls(), **self.counted()}
+            self.world.once(lambda: self.gallery.note(took))
 
     def labels(self, rows: Tensor) -> Tensor | None:
         """The class of every sample: a function of (seed, i), or what was asked for."""
@@ -195,9 +200,8 @@ class Drawing:
         return {name: told[name] for name in self.totals.counts if name in told}
 
     def _told(self) -> Config:
-        """What an earlier command said of these samples."""
-        about = self.gallery.folder / "about.json"
-        return json.loads(about.read_text()) if about.exists() else {}
+        """What an earlier command noted of these samples."""
+        return self.gallery.noted()
 
     def _folder(self, request: Config) -> Path:
         text = json.dumps(request, sort_keys=True)
@@ -275,6 +279,17 @@ class Drawing:
         label = torch.full_like(rows, -1)  # what is encoded, is so without a label
         cond = {"rows": rows, "label": label} if self.built.model.spec.classes else {}
         return self._start(shape, cond, rng)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count the rows that pass through every network."""
+        models = (self.built.model, *self.built.place.models)
+        hooks = [m.network.register_forward_hook(self._count) for m in models]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _count(self, network: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         self.rows_seen += len(inputs[0])

@@ -121,6 +121,18 @@ class Gallery:
         text = json.dumps(about, indent=1)
         self._write(self.folder / "about.json", text.encode())
 
+    def note(self, what: Mapping[str, Any]) -> None:
+        """Keep what drawing took, beside the chunks."""
+        self._write(self._noted, json.dumps(what).encode())
+
+    def noted(self) -> dict[str, Any]:
+        """What was noted last; nothing if the drawing was cut short."""
+        return json.loads(self._noted.read_text()) if self._noted.exists() else {}
+
+    @property
+    def _noted(self) -> Path:
+        return self.folder / "chunks" / "calls.json"
+
     def _files(self, n: int) -> None:
         """One file per sample; how many are there already stands in `chunks/saved`."""
         marker = self.folder / "chunks" / "saved"

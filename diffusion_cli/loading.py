@@ -250,16 +250,23 @@ def prepare_like(data: Dataset, spec: Spec) -> None:
 
 
 def once(
-    data: Dataset, first: int, last: int, batch: int, rng: Rng, device: torch.device
+    data: Dataset,
+    first: int,
+    last: int,
+    batch: int,
+    rng: Rng,
+    device: torch.device,
+    order: int | None = None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor], Rng]]:
     """Elements first .. last - 1 of a fixed random order, with an `Rng` row for each.
 
-    The order follows from the seed of `rng` alone; `last` may lie beyond the data.
+    The order follows from the seed `order` alone, by default that of `rng`; `last` may
+    lie beyond the data.
     """
     last = min(last, len(data))
     for begin in range(first, last, batch):
         place = torch.arange(begin, min(begin + batch, last))
-        rows = shuffled(place, len(data), rng.seed)
+        rows = shuffled(place, len(data), rng.seed if order is None else order)
         x0, cond = data.batch(rows, rng.of(rows).child("augment"))
         cond = {name: value.to(device) for name, value in cond.items()}
         yield x0.to(device), cond, rng.of(rows.to(device))

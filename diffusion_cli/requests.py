@@ -96,6 +96,8 @@ class EvalSettings:
     Args:
         ckpt: A run or checkpoint folder, or the unique beginning of a run's name.
         n: Samples of every metric; null leaves each metric's own number.
+        seeds: How often the samples are drawn, from `seed` on; null leaves each
+            metric's own number.
         batch: Samples per chunk.
         steps: Steps of the sampler; null leaves the sampler's own.
         nfe: Denoiser calls instead of steps: as many steps as fit.
@@ -106,11 +108,13 @@ class EvalSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         precision: Precision of the network alone.
         dtype: Precision of the sampler's state.
+        cache: Where features of data, classifiers and weights are kept for all runs.
         plugins: Python files or modules to import first.
     """
 
     ckpt: str
     n: int | None = None
+    seeds: int | None = None
     batch: int = 256
     steps: int | None = None
     nfe: int | None = None
@@ -121,11 +125,15 @@ class EvalSettings:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    cache: str = "~/.cache/dcli"
     plugins: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self.n is None or self.n >= 2, "n", self.n, ">= 2 or null")
+        require(
+            self.seeds is None or self.seeds >= 1, "seeds", self.seeds, ">= 1 or null"
+        )
         require(self.batch >= 1, "batch", self.batch, ">= 1")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, ">= 1")
         require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, ">= 1")

@@ -46,6 +46,8 @@ def overrides(group: str, name: str) -> list[str]:
             "inverse": ["guidance.path=x"],
             "infill": ["guidance.prompt=x"],
         }.get(name, [])
+    if (group, name) == ("network", "encoder"):
+        chosen.append("parametrisation=classes")
     if (group, name) == ("parametrisation", "classes"):
         chosen.append("objective=classify")
     return chosen

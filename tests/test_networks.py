@@ -17,6 +17,12 @@ TOKENS = Spec((8,), "tokens", classes=5, vocab=7, extra=2)
 MODES = ("none", "blocks", "attention")
 SMALL: dict[str, dict[str, Any]] = {
     "dit": {"name": "dit", "patch": 4, "depth": 2, "width": 16, "heads": 2},
+    "encoder": {
+        "name": "encoder",
+        "channels": 8,
+        "multipliers": (1, 2),
+        "dropout": 0.0,
+    },
     "mlp": {"name": "mlp", "width": 16, "depth": 2},
     "token_transformer": {
         "name": "token_transformer",
@@ -36,12 +42,14 @@ SMALL: dict[str, dict[str, Any]] = {
 
 DEEP: dict[str, dict[str, Any]] = {
     "dit": {"depth": 16},
+    "encoder": {"blocks": 8},
     "mlp": {"depth": 16, "fourier": 0},
     "token_transformer": {"depth": 16},
     "unet": {"blocks": 8},
 }
 SHALLOW: dict[str, dict[str, Any]] = {
     "dit": {"depth": 1},
+    "encoder": {"multipliers": (1,)},
     "mlp": {"depth": 1},
     "token_transformer": {"depth": 1},
     "unet": {"multipliers": (1,), "attention": ()},
@@ -62,6 +70,8 @@ def outs(name: str) -> list[tuple[int, ...]]:
     """Shapes that a network can give."""
     if reads(name) is TOKENS:
         return [(8, 7), (8, 9), (7,)]
+    if name == "encoder":
+        return [(7,)]
     return [(3, 8, 8), (6, 8, 8), (4, 8, 8), (7,)]
 
 
@@ -124,7 +134,7 @@ def test_output_has_the_shape_asked_for_and_starts_at_zero(
     assert (output == 0).all()
 
 
-@pytest.mark.parametrize("name", [n for n in networks.names() if reads(n) is IMAGE])
+@pytest.mark.parametrize("name", [n for n in networks.names() if (6, 8, 8) in outs(n)])
 def test_a_second_read_out_is_a_head_beside_the_first(name: str) -> None:
     """The weights of a plain network fit by name, and give the same first output."""
     plain, twice = awake(name), awake(name, (6, 8, 8))

@@ -47,6 +47,9 @@ class Dataset(ABC):
         """Move small data to `device`; whether it is resident there now."""
         return False
 
+    def still(self) -> None:  # noqa: B027  # nothing to do without augmentation
+        """Serve the samples as they are from here on: to measure, not to train."""
+
     @classmethod
     @abstractmethod
     def save(cls, x: Tensor, spec: Spec, folder: Path, first: int) -> None:

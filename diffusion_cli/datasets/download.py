@@ -36,23 +36,45 @@ class Remote(NamedTuple):
 
     name: str
     urls: tuple[str, ...]
-    md5: str
+    hash: str
+    kind: str = "md5"
+    size: int | None = None  # bytes
+
+    @property
+    def what(self) -> str:
+        """How a person tells the right file."""
+        size = f", {self.size:,} bytes" if self.size else ""
+        return f"{self.name} ({self.kind} {self.hash}{size})"
 
 
-def fetch(remote: Remote, folder: Path) -> Path:
+def fetch(
+    remote: Remote,
+    folder: Path,
+    where: str = "dataset",
+    place: str = "dataset.root=...",
+    otherwise: str = "",
+) -> Path:
     """`folder/name`, downloaded if it is not there; its hash is checked in any case.
 
     The bytes grow in a hidden `.part` file, which the next attempt or the next command
     continues. Only one process downloads; the others wait for it. Progress is a bar on
     the terminal. Without a network: `EnvironmentFault`, with what to put where.
+
+    Args:
+        remote: The file.
+        folder: Where it belongs.
+        where: The key of the config that asks for it.
+        place: The key that names another folder.
+        otherwise: What else to do without a network.
     """
     path = folder / remote.name
-    manual = f"put {remote.name} (md5 {remote.md5}) into {folder}"
-    hint = f"{manual}, or choose a writable folder with dataset.root=..."
+    manual = f"put {remote.what} into {folder}"
+    hint = f"{manual}, or choose a writable folder with {place}"
+    offline = f"{manual}, or {otherwise}" if otherwise else manual
     with writing(folder, hint), FileLock(folder / f".{remote.name}.lock"):
         if not path.exists():
             part = folder / f".{remote.name}.part"
-            _Download(remote, part, manual).run()
+            _Download(remote, part, where, offline).run()
             _check(part, remote, f"{manual} by hand", discard=True)
             failpoints.hit("download.rename")
             os.replace(part, path)
@@ -63,20 +85,22 @@ def fetch(remote: Remote, folder: Path) -> Path:
 
 def _check(path: Path, remote: Remote, hint: str, discard: bool = False) -> None:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != remote.md5:
+        found = hashlib.file_digest(file, remote.kind).hexdigest()
+    if found != remote.hash:
         size = path.stat().st_size
         if discard:
             path.unlink()
-        what = f"{size} bytes with md5 {found}, expected md5 {remote.md5}"
+        kind = remote.kind
+        what = f"{size} bytes with {kind} {found}, expected {kind} {remote.hash}"
         raise DataError(f"{path.parent / remote.name}: {what}", hint, "DATA-HASH")
 
 
 class _Download:
     """Attempts over all mirrors, until the file is whole or nothing more is heard."""
 
-    def __init__(self, remote: Remote, part: Path, manual: str) -> None:
-        self.remote, self.part, self.manual = remote, part, manual
+    def __init__(self, remote: Remote, part: Path, where: str, manual: str) -> None:
+        self.remote, self.part = remote, part
+        self.where, self.manual = where, manual
         self.heard = time.monotonic()
 
     def run(self) -> None:
@@ -91,7 +115,7 @@ class _Download:
         except NETWORK as error:
             what = f"cannot download {self.remote.urls[0]}: {error}"
             raise EnvironmentFault(
-                f"dataset: {what}", self.manual, "OFFLINE"
+                f"{self.where}: {what}", self.manual, "OFFLINE"
             ) from error
 
     def _hopeless(self, state: RetryCallState) -> bool:

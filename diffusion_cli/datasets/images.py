@@ -80,6 +80,9 @@ class Images(Dataset, ABC):
             return x0, {}
         return x0, {"label": self._labels.index_select(0, chosen)}
 
+    def still(self) -> None:
+        self.flip = False
+
     def to(self, device: torch.device) -> bool:
         if len(self) * self.spec.numel * (1 + self.flip) > RESIDENT:
             return False

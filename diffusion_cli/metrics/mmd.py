@@ -25,18 +25,23 @@ class MMD(Metric):
     Args:
         n: Number of points on either side; memory grows with its square.
         scales: Bandwidths in units of the median distance of the data.
+        seeds: How often the samples are drawn, for a mean and its spread.
     """
 
     def __init__(
-        self, n: int = 2000, scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+        self,
+        n: int = 2000,
+        scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0),
+        seeds: int = 1,
     ) -> None:
         require(n >= 2, "n", n, ">= 2")
+        require(seeds >= 1, "seeds", seeds, ">= 1")
         good = len(scales) > 0 and min(scales) > 0
         require(good, "scales", list(scales), "a list of numbers > 0")
-        self.n, self.scales = n, scales
+        self.n, self.seeds, self.scales = n, seeds, scales
 
     def __call__(self, subject: Subject) -> Result:
-        return compared(subject, self.n, "mmd", "mmd2", self.distance)
+        return compared(subject, self.n, self.seeds, "mmd", "mmd2", self.distance)
 
     def distance(self, x: Tensor, y: Tensor) -> float:
         """MMD^2 of two sets of n points, (n, d) each; `y` sets the bandwidths."""

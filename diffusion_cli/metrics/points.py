@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_cli.errors import DataError, EnvironmentFault, NumericsError
 from diffusion_cli.metrics import Result, Subject
-from diffusion_cli.metrics.summaries import continuous
+from diffusion_cli.metrics.summaries import continuous, spread
 
 Distance = Callable[[Tensor, Tensor], float]
 
@@ -33,22 +33,26 @@ def sets(subject: Subject, n: int, metric: str) -> Sets:
     n = len(data) // 2
     if n < 2:
         raise DataError(f"metric.{metric}: needs 4 data, there are {len(data)}")
-    samples = subject.samples(n).cpu().double().flatten(1)
+    return Sets(points(subject, n), data[:n], data[n : 2 * n])
+
+
+def points(subject: Subject, n: int, draw: int = 0) -> Tensor:
+    """n samples as points, (n, d) float64."""
+    samples = subject.samples(n, draw).cpu().double().flatten(1)
     if not samples.isfinite().all():
-        raise NumericsError(f"metric.{metric}: a sample is not finite")
-    return Sets(samples, data[:n], data[n : 2 * n])
+        raise NumericsError("metric: a sample is not finite")
+    return samples
 
 
 def compared(
-    subject: Subject, n: int, metric: str, name: str, distance: Distance
+    subject: Subject, n: int, seeds: int, metric: str, name: str, distance: Distance
 ) -> Result:
     """The distance of samples and data beside the one of two halves of the data."""
     found = sets(subject, n, metric)
-    values = {
-        name: distance(found.samples, found.data),
-        f"{name}_floor": distance(found.other, found.data),
-    }
     size = len(found.data)
+    drawn = [found.samples, *(points(subject, size, k) for k in range(1, seeds))]
+    values = spread([{name: distance(x, found.data)} for x in drawn])
+    values[f"{name}_floor"] = distance(found.other, found.data)
     notes = [
         f"{size} samples against {size} data; floor: {size} other data in their place"
     ]

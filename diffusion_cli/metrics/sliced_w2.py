@@ -28,15 +28,19 @@ class SlicedW2(Metric):
     Args:
         n: Number of points on either side.
         projections: Number of lines.
+        seeds: How often the samples are drawn, for a mean and its spread.
     """
 
-    def __init__(self, n: int = 10_000, projections: int = 500) -> None:
+    def __init__(self, n: int = 10_000, projections: int = 500, seeds: int = 1) -> None:
         require(n >= 2, "n", n, ">= 2")
+        require(seeds >= 1, "seeds", seeds, ">= 1")
         require(projections >= 1, "projections", projections, ">= 1")
-        self.n, self.projections = n, projections
+        self.n, self.seeds, self.projections = n, seeds, projections
 
     def __call__(self, subject: Subject) -> Result:
-        return compared(subject, self.n, "sliced_w2", "sliced_w2", self.distance)
+        return compared(
+            subject, self.n, self.seeds, "sliced_w2", "sliced_w2", self.distance
+        )
 
     def distance(self, x: Tensor, y: Tensor) -> float:
         """SW2 of two sets of n points, (n, d) each."""

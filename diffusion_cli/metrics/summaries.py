@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -15,6 +17,15 @@ def summary(name: str, values: Tensor) -> dict[str, float]:
     values = values.double()
     spread = float(values.std()) if len(values) > 1 else math.nan
     return {name: float(values.mean()), f"{name}_se": spread / math.sqrt(len(values))}
+
+
+def spread(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of the same numbers under several seeds, and their standard deviations."""
+    values = {key: math.fsum(f[key] for f in found) / len(found) for key in found[0]}
+    if len(found) > 1:
+        for key in found[0]:
+            values[f"{key}_sd"] = statistics.stdev(one[key] for one in found)
+    return values
 
 
 def surprise(nats: Tensor, spec: Spec) -> dict[str, float]:

@@ -22,11 +22,13 @@ class W2(Metric):
 
     Args:
         n: Number of points on either side; memory grows with its square.
+        seeds: How often the samples are drawn, for a mean and its spread.
     """
 
-    def __init__(self, n: int = 2000) -> None:
+    def __init__(self, n: int = 2000, seeds: int = 1) -> None:
         require(n >= 2, "n", n, ">= 2")
-        self.n = n
+        require(seeds >= 1, "seeds", seeds, ">= 1")
+        self.n, self.seeds = n, seeds
 
     def __call__(self, subject: Subject) -> Result:
-        return compared(subject, self.n, "w2", "w2", optimal_transport)
+        return compared(subject, self.n, self.seeds, "w2", "w2", optimal_transport)

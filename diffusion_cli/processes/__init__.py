@@ -48,6 +48,10 @@ class Process(nn.Module, ABC):
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = F_t(x_0, noise): deterministic."""
 
+    def noise_to_signal(self, t: Tensor) -> Tensor | None:
+        """sigma / alpha at the times `t`; None where there is no such number."""
+        return None
+
     def aim(self, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """What a belief is to be the mean of: x_0, unless paths from it are curved."""
         return x0

@@ -100,6 +100,10 @@ class Affine(Flow):
         """The scales at `t`, shaped to multiply `x`."""
         return Scales(*(like(scale, x) for scale in self.schedule(t)))
 
+    def noise_to_signal(self, t: Tensor) -> Tensor:
+        k = self.schedule(t)
+        return k.sigma / k.alpha
+
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         k = self.at(t, x0)
         return k.alpha * x0 + k.sigma * noise
