@@ -22,6 +22,7 @@ GROUPS = sorted(
     if path.parent.name in (*config.COMPONENTS, "exp")
 )
 METRICS = sorted(path.stem for path in ROOT.glob("metric/*.yaml"))
+FEATURES = sorted(path.stem for path in ROOT.glob("features/*.yaml"))
 
 
 def composed(verb: str, *overrides: str) -> dict[str, Any]:
@@ -70,6 +71,14 @@ def test_every_metric_composes_and_checks(name: str) -> None:
     assert checked["metric"]["name"]
 
 
+@pytest.mark.parametrize("name", FEATURES)
+def test_every_features_composes_and_checks(name: str) -> None:
+    more = ["features.path=x"] if name == "torchvision" else []
+    words = ("ckpt=x", "metric=fid", f"features={name}", *more)
+    checked = config.check(composed("eval", *words), "eval")
+    assert checked["features"]["name"]
+
+
 @pytest.mark.parametrize("name", [name for group, name in GROUPS if group == "exp"])
 def test_every_recipe_assembles_without_data(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,9 +123,13 @@ def test_sample_yaml_says_the_defaults_of_the_settings() -> None:
     assert values == expected | {"sampler": None, "guidance": None}
 
 
-def test_eval_yaml_says_the_defaults_of_the_settings() -> None:
+def test_eval_yaml_says_the_defaults_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DCLI_CACHE", raising=False)
     values = composed("eval", "ckpt=runs/x")
-    own = dict.fromkeys(("dataset", "sampler", "guidance", "metric"))
+    roles = ("dataset", "sampler", "guidance", "metric", "features")
+    own = dict.fromkeys(roles)
     assert values == asdict(EvalSettings("runs/x")) | own
 
 

@@ -20,7 +20,7 @@ class Classifier(Features):
     is trained once for all runs on them and kept in the cache; its labels are those of
     the data. Numbers of other classifiers are not comparable.
 
-    No reference: ours; features of a classifier of the data as in Heusel et al. 2017.
+    No reference: our own, as Heusel et al. 2017 use features of a classifier.
 
     Args:
         run: A run of `objective=classify` to take instead.
