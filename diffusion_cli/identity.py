@@ -25,6 +25,7 @@ EXECUTION = (
     "trainer.workers",
     "plugins",
     "fresh",
+    "tries",
     "checkpoint",
 )
 

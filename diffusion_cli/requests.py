@@ -40,6 +40,7 @@ class SampleSettings:
         precision: Precision of the network alone.
         dtype: Precision of the solver's state.
         plugins: Python files or modules to import first.
+        tries: How often a job of a sweep is tried.
     """
 
     ckpt: str
@@ -64,6 +65,7 @@ class SampleSettings:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     plugins: list[str] = field(default_factory=list)
+    tries: int = 3
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -75,6 +77,7 @@ class SampleSettings:
         both = self.steps is not None and self.nfe is not None
         require(not both, "nfe", self.nfe, "given without steps")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
+        require(self.tries >= 1, "tries", self.tries, ">= 1")
         require(bool(self.format), "format", self.format, "png, npz or grid")
         require(0 < self.severity <= 1, "severity", self.severity, "in (0, 1]")
         both = self.encode is not None and self.restore is not None
@@ -110,6 +113,7 @@ class EvalSettings:
         dtype: Precision of the sampler's state.
         cache: Where features of data, classifiers and weights are kept for all runs.
         plugins: Python files or modules to import first.
+        tries: How often a job of a sweep is tried.
     """
 
     ckpt: str
@@ -127,6 +131,7 @@ class EvalSettings:
     dtype: Literal["float32", "float64"] = "float32"
     cache: str = "~/.cache/dcli"
     plugins: list[str] = field(default_factory=list)
+    tries: int = 3
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -140,6 +145,7 @@ class EvalSettings:
         both = self.steps is not None and self.nfe is not None
         require(not both, "nfe", self.nfe, "given without steps")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
+        require(self.tries >= 1, "tries", self.tries, ">= 1")
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,7 @@ class RunSettings:
         trainable: Glob over parameter names; the rest is frozen.
         fresh: Begin again although the folder holds checkpoints (they are set aside).
         plugins: Python files or modules to import first.
+        tries: How often a job of a sweep is tried.
     """
 
     seed: int = 0
@@ -158,10 +159,12 @@ class RunSettings:
     trainable: str | None = None
     fresh: bool = False
     plugins: list[str] = field(default_factory=list)
+    tries: int = 3
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
+        require(self.tries >= 1, "tries", self.tries, ">= 1")
         plain = self.name is None or re.fullmatch(
             r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name
         )

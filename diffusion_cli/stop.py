@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from diffusion_cli import slurm
 from diffusion_cli.errors import Stopped
 
 _log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class Stop:
     it, `requested` turns true, the caller finishes its step, saves and calls `end`. A
     second Ctrl-C raises `KeyboardInterrupt`. The handler that was there before (a
     scheduler's, which requeues the job) is called on leaving, whether or not the save
-    succeeded.
+    succeeded; in a job of SLURM, only if it was preempted.
 
     Args:
         seconds: Time budget, counted from the construction.
@@ -79,8 +80,12 @@ class Stop:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        previous: Any = self._previous.get(self.number or 0)
-        if _foreign(previous):
+        if self.number is None or not self._previous:
+            return
+        if "SLURM_JOB_ID" in os.environ:
+            theirs = self._previous.get(signal.SIGUSR2)
+            slurm.hand_back(self.number, theirs if _foreign(theirs) else None)
+        elif _foreign(previous := self._previous[self.number]):
             previous(self.number, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

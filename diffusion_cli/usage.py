@@ -41,6 +41,7 @@ keys:
 _HYDRA = """\
 Hydra's own:
   -m, --multirun               sweep: process=ddpm,edm,flow seed=0,1,2
+  hydra/launcher=joblib        its jobs side by side; slurm, submitit_local
   --cfg job                    print the composed config and stop
   --config-dir FOLDER          a folder with configs of your own
 """
@@ -179,6 +180,18 @@ a folder, a folder of runs, or the beginning of a name in runs/.
 
   ls sorts by time (the newest is last), name, step or loss; its folder is runs.
   A run that says it is running on this machine and is not is shown as killed.
+""",
+    ),
+    "sweep": Verb(
+        "how the jobs of a sweep stand",
+        """\
+usage: dcli sweep status [FOLDER ...] [--json]
+
+Every `-m` command keeps its jobs in runs/sweeps/<verb>-<hash of the command>; the same
+command again goes on with what is not done. Without a FOLDER: all of them.
+
+  dcli train -m process=ddpm,edm seed=0,1 hydra/launcher=slurm
+  dcli sweep status
 """,
     ),
     "report": Verb(

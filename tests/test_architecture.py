@@ -85,14 +85,14 @@ def test_nothing_below_imports_the_commands() -> None:
     assert not [path for path in FILES if path not in above and "commands" in own(path)]
 
 
-def test_only_cli_and_config_see_hydra() -> None:
+def test_only_composition_sees_hydra() -> None:
     seeing = {
         path.name
         for path in FILES
         for name in imports(path)
         if name.split(".")[0] in ("hydra", "omegaconf")
     }
-    assert seeing == {"cli.py", "config.py"}
+    assert seeing == {"compose.py", "config.py", "launchers.py"}
 
 
 def registering() -> set[str]:

@@ -215,7 +215,7 @@ def test_a_refusal_teaches_and_leaves_nothing(
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_a_command(verb: str, dcli: Dcli) -> None:
     assert dcli(verb, "--help") == (0, VERBS[verb].text, "")
-    assert callable(cli._command(verb))
+    assert callable(cli.command(verb))
 
 
 def test_exp_may_be_given_with_or_without_plus(dcli: Dcli) -> None:
@@ -296,7 +296,7 @@ def test_completion_scripts_are_printed(shell: str, dcli: Dcli) -> None:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
-    monkeypatch.setattr(cli, "_command", lambda verb: run)
+    monkeypatch.setattr(cli, "command", lambda verb: run)
 
 
 def test_a_failed_job_does_not_end_a_sweep(

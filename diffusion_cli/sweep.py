@@ -1,0 +1,147 @@
+"""A sweep as it stands: which jobs it has, and how each of them ended.
+
+`runs/sweeps/<verb>-<hash of the command>/jobs/00000.json`, a file per job, written by
+the process that runs it, wherever that is. Free of torch and Hydra.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusion_cli.artifact import storage
+from diffusion_cli.ranks import standing
+
+HOME = Path("runs/sweeps")
+ENDED = ("done", "failed")
+_HYDRA = re.compile(r"\+*(hydra[./]|tries=)")  # how jobs are launched, not which
+
+
+def folder(verb: str, words: Sequence[str]) -> Path:
+    """Where the sweep of a command lies: the same for every way to launch it."""
+    kept = [word for word in words if not _HYDRA.match(word)]
+    tag = hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:8]
+    return HOME / f"{verb}-{tag}"
+
+
+class Job:
+    """One job of a sweep, and its file.
+
+    Args:
+        home: The folder of the sweep.
+        number: Which of its jobs, counted from 0.
+    """
+
+    def __init__(self, home: Path, number: int) -> None:
+        self.home, self.number = home, number
+        self.path = home / "jobs" / f"{number:05d}.json"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What its file says; empty before its first start."""
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def status(self) -> str:
+        """`waiting`, `running`, `stopped`, `done`, `failed`."""
+        return str(self.told.get("status", "waiting"))
+
+    @property
+    def value(self) -> float:
+        """What its command returned; NaN if nothing."""
+        value = self.told.get("value")
+        return float("nan") if value is None else float(value)
+
+    def spent(self, tries: int) -> bool:
+        """Whether it failed as often as it may."""
+        told = self.told
+        return told.get("status") == "failed" and told.get("tries", 0) >= tries
+
+    def begin(self, overrides: Sequence[str]) -> None:
+        """It runs, here and now."""
+        tries = self.told.get("tries", 0)
+        where = {"pid": os.getpid(), "host": socket.gethostname()}
+        if "SLURM_JOB_ID" in os.environ:
+            where["slurm"] = os.environ["SLURM_JOB_ID"]
+        self._write(
+            {"overrides": list(overrides), "tries": tries + 1, "started": time.time()}
+            | {"status": "running", **where}
+        )
+
+    def end(self, status: str, code: int, said: str, value: float | None) -> None:
+        """It is over; a stop does not count as a try."""
+        told = self.told
+        tries = told["tries"] - (status != "failed")
+        ended = {"status": status, "code": code, "error": said, "value": value}
+        self._write({**told, **ended, "tries": tries, "ended": time.time()})
+
+    def _write(self, values: dict[str, Any]) -> None:
+        place = standing()
+        if place is not None and place.rank:
+            return  # the first rank writes
+        with storage(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+            part.write_text(json.dumps(values), encoding="utf-8")
+            part.replace(self.path)
+
+    def line(self) -> str:
+        """How it stands, for people."""
+        told = self.told
+        how = told.get("status", "waiting")
+        if how == "failed":
+            how = f"exit {told['code']}"
+        return f"job {self.number}: {how}: {' '.join(told.get('overrides', ()))}"
+
+
+def current() -> Job | None:
+    """The job that another process was started for (see `launchers`)."""
+    home = os.environ.get("DCLI_SWEEP")
+    return Job(Path(home), int(os.environ["DCLI_JOB"])) if home else None
+
+
+def jobs(home: Path) -> list[Job]:
+    """All that have begun, in their order."""
+    names = sorted(path.stem for path in (home / "jobs").glob("[0-9]*.json"))
+    return [Job(home, int(name)) for name in names]
+
+
+@contextmanager
+def watched(home: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell meanwhile of every job that fails in another process, as it happens."""
+    over, begun = threading.Event(), time.time()
+    seen: set[int] = set()
+
+    def look() -> None:
+        for job in jobs(home):
+            told = job.told
+            fresh = told.get("ended", 0) > begun and told.get("pid") != os.getpid()
+            if fresh and told["status"] == "failed" and job.number not in seen:
+                seen.add(job.number)
+                tell(f"{job.line()}\n  {told['error']}")
+
+    def loop() -> None:
+        while not over.wait(1.0):
+            look()
+
+    watcher = threading.Thread(target=loop, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        look()
