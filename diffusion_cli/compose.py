@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -166,6 +167,9 @@ def compose(verb: str, words: list[str]) -> int:
 def _register(verb: str, options: list[str], home: Path) -> None:
     """Give Hydra the configs of plug-ins, and our launchers, which it does not know."""
     known = Plugins.instance()
+    schemas = ConfigStore.instance().repo["hydra"]["launcher"]
+    for own in (config.folder() / "hydra" / "launcher").glob("*.yaml"):
+        schemas.pop(own.name, None)  # a plug-in's, which would refuse our keys
     known.register(config.PluginConfigs)
 
     def launcher(

@@ -13,7 +13,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,12 @@ class Job:
         how = told.get("status", "waiting")
         if how == "failed":
             how = f"exit {told['code']}"
-        return f"job {self.number}: {how}: {' '.join(told.get('overrides', ()))}"
+        return f"job {self.number}: {how}: {plain(told.get('overrides', ()))}"
+
+
+def plain(overrides: Iterable[str]) -> str:
+    """Overrides as a person types them."""
+    return " ".join(word.lstrip("+") for word in overrides)
 
 
 def current() -> Job | None:

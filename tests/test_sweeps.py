@@ -1,0 +1,189 @@
+"""Sweeps: what is done stays done; what fails is told at once, and tried again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Dcli
+
+from diffusion_cli import cli, sweep
+from diffusion_cli.errors import DataError
+
+SMALL = (
+    *("dataset=toy2d", "network.width=8", "network.depth=1", "trainer.batch=8"),
+    *("every.preview=0", "trainer.workers=0"),
+)
+
+
+class Fake:
+    """A command that fails for some seeds, as long as it is told to."""
+
+    def __init__(self) -> None:
+        self.failing: set[int] = set()
+        self.seen: list[int] = []
+
+    def __call__(self, values: dict[str, Any], words: list[str]) -> float:
+        seed = values["seed"]
+        self.seen.append(seed)
+        if seed in self.failing:
+            raise DataError(f"no luck with {seed}")
+        return float(seed)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    fake, real = Fake(), cli.command
+    for_train = {"train": fake}
+    monkeypatch.setattr(cli, "command", lambda verb: for_train.get(verb) or real(verb))
+    return fake
+
+
+def home() -> Path:
+    (found,) = sweep.HOME.glob("train-*")
+    return found
+
+
+def test_a_failed_job_is_tried_again(dcli: Dcli, fake: Fake) -> None:
+    words = ("train", "-m", "seed=0,1,2", "tries=2")
+    fake.failing = {1}
+    first = dcli(*words)
+    assert first.code == 10
+    assert "1 of 3 jobs failed" in first.err and "job 1: exit 3: seed=1" in first.err
+    assert [job.status for job in sweep.jobs(home())] == ["done", "failed", "done"]
+    again = dcli(*words)
+    assert again.code == 10 and fake.seen == [0, 1, 2, 0, 1, 2]
+    given_up = dcli(*words)
+    assert given_up.code == 10 and "it failed 2 times: tries=<more>" in given_up.err
+    fake.failing = set()
+    assert dcli("train", "-m", "seed=0,1,2", "tries=3").code == 0
+    assert [job.value for job in sweep.jobs(home())] == [0.0, 1.0, 2.0]
+
+
+def test_how_it_is_launched_is_not_which_sweep_it_is(tmp_path: Path) -> None:
+    words = ["-m", "seed=0,1"]
+    assert sweep.folder("train", words) == sweep.folder(
+        "train", [*words, "hydra/launcher=slurm", "hydra.launcher.nodes=2", "tries=9"]
+    )
+    assert sweep.folder("train", words) != sweep.folder("train", ["-m", "seed=0,2"])
+    assert sweep.folder("train", words) != sweep.folder("eval", words)
+
+
+def test_the_status(dcli: Dcli, fake: Fake) -> None:
+    fake.failing = {1}
+    dcli("train", "-m", "seed=0,1")
+    shown = dcli("sweep", "status")
+    assert shown.code == 0
+    head, first, second, why = shown.out.splitlines()
+    assert head == f"{home()}  1 done, 1 failed"
+    assert first.split() == ["0", "done", "0", "seed=0"]
+    assert second.split() == ["1", "failed", "seed=1"]
+    assert why.strip() == "exit 3: no luck with 1"
+    told = json.loads(dcli("sweep", "status", str(home()), "--json").out)[str(home())]
+    assert [(job["job"], job["status"], job["code"]) for job in told] == [
+        (0, "done", 0),
+        (1, "failed", 3),
+    ]
+
+
+def test_a_job_whose_process_is_gone_was_killed(dcli: Dcli, fake: Fake) -> None:
+    dcli("train", "-m", "seed=0,1")
+    job = sweep.jobs(home())[1]
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    job.path.write_text(
+        json.dumps({**job.told, "status": "running", "pid": process.pid})
+    )
+    assert "1 done, 1 killed" in dcli("sweep", "status").out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "sweep: status?"),
+        (["statsu"], "there is no `statsu`; did you mean `status`?"),
+        (["status"], "runs/sweeps is empty"),
+        (["status", "nowhere"], "nowhere holds no sweep"),
+        (["status", "--jsn"], "`--jsn`?"),
+    ],
+)
+def test_what_has_no_status(words: list[str], said: str, dcli: Dcli) -> None:
+    outcome = dcli("sweep", *words)
+    assert outcome.code == 2 and said in outcome.err
+
+
+def test_a_torn_record_is_a_job_that_waits(tmp_path: Path) -> None:
+    job = sweep.Job(tmp_path, 3)
+    assert job.status == "waiting" and not job.spent(1)
+    job.path.parent.mkdir()
+    job.path.write_text('{"status": "do')
+    assert job.status == "waiting"
+
+
+@pytest.mark.parametrize("package", ["joblib", "submitit"])
+def test_a_launcher_without_its_package(
+    package: str, dcli: Dcli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    name = "slurm" if package == "submitit" else package
+    outcome = dcli("train", "-m", "seed=0,1", f"hydra/launcher={name}")
+    assert outcome.code == 5, outcome.err
+    assert f"needs the package {package}" in outcome.err
+    assert "pip install 'diffusion-cli[" in outcome.err
+
+
+def test_slurm_without_slurm(dcli: Dcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
+    outcome = dcli("train", "-m", "seed=0,1", "hydra/launcher=slurm")
+    assert outcome.code == 5, outcome.err
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "diffusion_cli", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_side_by_side(launcher: str, tmp_path: Path) -> None:
+    words = ("train", "-m", *SMALL, "trainer.steps=3", "optimizer.lr=1e-3,-1")
+    run = start(tmp_path, *words, f"hydra/launcher={launcher}")
+    _, err = run.communicate(timeout=200)
+    assert run.returncode == 10, err
+    assert "1 of 2 jobs failed" in err
+    assert err.count("exit 2: ") == 2, "as it happens, and in the table"
+    (folder,) = (tmp_path / sweep.HOME).glob("train-*")
+    assert [job.status for job in sweep.jobs(folder)] == ["done", "failed"]
+    assert sweep.jobs(folder)[1].told["error"] == "optimizer.lr: must be > 0, got -1.0"
+    assert list((folder / "logs").iterdir())
+
+
+@pytest.mark.slow
+def test_a_signal_reaches_the_jobs(tmp_path: Path) -> None:
+    words = ("train", "-m", *SMALL, "trainer.steps=1000000", "seed=0,1")
+    run = start(tmp_path, *words, "hydra/launcher=joblib")
+    deadline = time.monotonic() + 120
+    while not all(
+        (path / "metrics.jsonl").exists() for path in tmp_path.glob("runs/toy2d*")
+    ) or not list(tmp_path.glob("runs/toy2d*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(1)
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 143, err
+    (folder,) = (tmp_path / sweep.HOME).glob("train-*")
+    assert {job.status for job in sweep.jobs(folder)} == {"stopped"}
