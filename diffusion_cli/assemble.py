@@ -40,9 +40,9 @@ OFFERS = {
     Masking: "a process that masks tokens",
     Absorbing: "a process that masks every token at a time of its own",
 }
-FITTING = {
-    "continuous": "process=ddpm, flow or another of `dcli list process`",
-    "tokens": "dataset=text, markov or digit_tokens",
+FITTING = {  # for data of a kind, where the process wants the other
+    "continuous": "process=ddpm or flow, or dataset=text, markov or digit_tokens",
+    "tokens": "process=mask, uniform or another of `dcli list process`",
 }
 
 
@@ -148,7 +148,7 @@ def model(
         raise ConfigError(
             f"process: `{config['process']['name']}` works on {kind} data; "
             f"`{config['dataset']['name']}` is {spec.kind}",
-            FITTING[kind],
+            FITTING[spec.kind],
         )
     read = context.samples if context else None
     process = processes.build(config["process"], data=spec, read=read)

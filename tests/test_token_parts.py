@@ -102,7 +102,7 @@ def test_tokens_and_numbers_do_not_mix() -> None:
         with pytest.raises(ConfigError) as caught:
             assemble.model(values, assemble.spec_of(values))
         assert "works on" in caught.value.render()
-        wanted = "dataset=text" if process == "mask" else "process=ddpm"
+        wanted = "dataset=text" if process == "mask" else "process=mask"
         assert wanted in caught.value.hint
 
 

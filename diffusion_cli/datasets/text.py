@@ -69,7 +69,8 @@ class Text(Writing):
         own = parts[self.split]
         if len(own) < self.length:
             message = f"{self._name()}: its {self.split} part has {len(own)} tokens"
-            raise DataError(message, f"dataset.length={max(1, len(own) // 2)}")
+            shorter = f"dataset.length={len(own) // 2}"
+            raise DataError(message, shorter if len(own) > 1 else "a longer file")
         self._tokens = torch.tensor(own)
         if self.spec.vocab <= 256:
             self._tokens = self._tokens.to(torch.uint8)

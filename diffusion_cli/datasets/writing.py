@@ -86,7 +86,7 @@ class Writing(Dataset, ABC):
     @classmethod
     def prompt(cls, text: str, spec: Spec, mask: str) -> Tensor:
         (length,) = spec.shape
-        hint = "prompt='To be ___ not to be', guidance.mask=<another character>"
+        hint = "guidance=infill guidance.prompt='To be ### not' guidance.mask='#'"
         if len(mask) != 1:
             raise ConfigError(f"guidance.mask: one character, got {mask!r}", hint)
         try:
