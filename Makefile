@@ -1,11 +1,12 @@
-# make demo: from nothing to a picture of digits. make test: all that must hold.
+# make demo: from nothing to a picture of digits. make test: all that must hold;
+# make fault-test: what must hold when something goes wrong.
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 # the newest Python that suits and really runs
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c '$(SUITS)' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: setup demo check test test-slow test-gpu clean
+.PHONY: setup demo check test test-slow fault-test test-gpu clean
 
 setup: .venv/installed
 
@@ -28,6 +29,10 @@ test: check
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: .venv/installed-dev
 	$(BIN)/pytest -n 2 -m slow
+
+fault-test: export OMP_NUM_THREADS = 1
+fault-test: .venv/installed-dev
+	$(BIN)/pytest -n 2 -m fault
 
 test-gpu: .venv/installed-dev
 	$(BIN)/pytest -m gpu

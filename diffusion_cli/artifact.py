@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
@@ -32,29 +32,30 @@ _PASSING = (errno.EIO, errno.EDQUOT)  # may go away: tried again
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _ATTEMPTS = 4
 
+T = TypeVar("T")
 Content = Callable[[], Iterable[bytes | memoryview]]
 
 
 def write(target: Path, files: Mapping[str, Content], about: dict[str, Any]) -> None:
     """Write a folder; `about` and the hashes become its manifest."""
     staged = target.with_name(f".tmp-{target.name}")
-    with storage(target):
+    with storage(target, lambda: _size(files)):
         failpoints.hit("ckpt.stage")
         _remove(staged)
         staged.mkdir(parents=True)
         try:
-            entries = {name: _write(staged / name, files[name]) for name in files}
+            entries = {n: _patiently(_write, staged / n, files[n]) for n in files}
             failpoints.hit("ckpt.manifest")
             text = json.dumps({**about, "files": entries}, indent=1)
-            _write(staged / "manifest.json", lambda: [text.encode()])
-            _sync(staged)
+            _patiently(_write, staged / "manifest.json", lambda: [text.encode()])
+            _patiently(_sync, staged)
             failpoints.hit("ckpt.rename")
             _swap(staged, target)
         except Exception:
             _remove(staged)
             raise
         failpoints.hit("ckpt.dirsync")
-        _sync(target.parent)
+        _patiently(_sync, target.parent)
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -89,8 +90,13 @@ def broken(folder: Path, what: str) -> CheckpointError:
 
 
 @contextmanager
-def storage(place: Path) -> Iterator[None]:
-    """Turn what the operating system says into a `StorageError`."""
+def storage(place: Path, needed: Callable[[], int] | None = None) -> Iterator[None]:
+    """Turn what the operating system says into a `StorageError`.
+
+    Args:
+        place: What is being written.
+        needed: Its size in bytes, asked for when the disk is full.
+    """
     try:
         yield
     except OSError as error:
@@ -98,7 +104,8 @@ def storage(place: Path) -> Iterator[None]:
         what = f"{place}: {error.strerror or error} ({name})"
         if error.errno in _FULL:
             older = len(list(place.parent.glob("step_*")))
-            what += f"; {_free(place)} free, {older} checkpoints lie in this folder"
+            size = f"{_megabytes(needed())} needed, " if needed else ""
+            what += f"; {size}{_free(place)} free, older checkpoints here: {older}"
             hint = "free some space and run again"
             raise StorageError(what, hint, "DISK-FULL") from error
         if error.errno in _FORBIDDEN:
@@ -108,18 +115,19 @@ def storage(place: Path) -> Iterator[None]:
         raise StorageError(what, "run again when the disk is well", "IO") from error
 
 
-def _write(path: Path, content: Content) -> dict[str, Any]:
-    """Write one file and flush it to the disk; its size and hash."""
+def _patiently(act: Callable[..., T], *args: Any) -> T:
+    """Do something again after a fault of the disk that may pass."""
     again = Retrying(
         retry=retry_if_exception(_may_pass),
         stop=stop_after_attempt(_ATTEMPTS),
         before_sleep=_announce,
         reraise=True,
     )
-    return again(_write_once, path, content)
+    return again(act, *args)
 
 
-def _write_once(path: Path, content: Content) -> dict[str, Any]:
+def _write(path: Path, content: Content) -> dict[str, Any]:
+    """Write one file and flush it to the disk; its size and hash."""
     point = f"ckpt.write:{path.name}"
     fatal, size, sha = failpoints.offset(point), 0, hashlib.sha256()
     with path.open("wb") as file:
@@ -209,4 +217,12 @@ def _remove(folder: Path) -> None:
 def _free(place: Path) -> str:
     while not place.exists():
         place = place.parent
-    return f"{shutil.disk_usage(place).free / 2**20:.0f} MB"
+    return _megabytes(shutil.disk_usage(place).free)
+
+
+def _size(files: Mapping[str, Content]) -> int:
+    return sum(len(part) for content in files.values() for part in content())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MB"

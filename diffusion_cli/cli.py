@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from diffusion_cli.errors import ConfigError, DcliError
+from diffusion_cli.stop import nothing_to_save
 from diffusion_cli.usage import VERBS, overview
 
 
@@ -23,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
         words.remove("--debug")
         os.environ["DCLI_DEBUG"] = "1"
     try:
-        code = _dispatch(words)
+        with nothing_to_save():
+            code = _dispatch(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of a pipe has gone: nothing to say to it

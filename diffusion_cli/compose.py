@@ -120,6 +120,7 @@ class _Jobs:
 def compose(verb: str, words: list[str]) -> int:
     """Let Hydra compose the config and run the verb with it."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
+    config.demand_versions()
     # Hydra would compose the whole config once more, only to read `hydra.mode`
     Hydra.get_mode = _mode  # type: ignore[method-assign, assignment]
     parser = get_args_parser()

@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import diffusion_cli
 from diffusion_cli import plugins
-from diffusion_cli.errors import ConfigError
+from diffusion_cli.errors import ConfigError, EnvironmentFault
 from diffusion_cli.identity import dotted
 from diffusion_cli.registry import ROLES, Registry, check_call, near
 from diffusion_cli.requests import EvalSettings, FitSettings, SampleSettings
@@ -69,6 +70,16 @@ def folder() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
+def demand_versions() -> None:
+    """Refuse a Hydra whose composition differs (`EnvironmentFault`)."""
+    for package, known in (("hydra-core", "1.3"), ("omegaconf", "2.3")):
+        found = metadata.version(package)
+        if not found.startswith(f"{known}."):
+            message = f"environment: {package} {found} is here, dcli needs {known}"
+            hint = f"pip install '{package}=={known}.*'"
+            raise EnvironmentFault(message, hint, "VERSION")
+
+
 class PluginConfigs(SearchPathPlugin):
     """Hydra finds the configs of installed plug-ins after our own."""
 
@@ -108,8 +119,10 @@ def unknown(key: str, known: Iterable[str], verb: str) -> ConfigError:
     known = sorted(known, key=lambda name: name.partition(".")[0] not in GROUPS)
     last = {name.rpartition(".")[2]: name for name in reversed(known)}
     word = key.rpartition(".")[2]
-    meant = f"; did you mean `{last[word]}`?" if word in last else near(key, known)
-    if not meant and (guess := near(word, last)):
+    meant = near(key, known) if "." in key else ""
+    if word in last:
+        meant = f"; did you mean `{last[word]}`?"
+    elif not meant and (guess := near(word, last)):
         meant = f"; did you mean `{last[guess.split('`')[1]]}`?"
     return ConfigError(f"{key}: there is no such key{meant}", f"dcli {verb} --help")
 

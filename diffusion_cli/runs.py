@@ -29,7 +29,8 @@ def find(text: str) -> Path:
         raise CheckpointError(f"ckpt: `{text}` could be {names}", f"ckpt={matches[0]}")
     if place.is_dir():
         return place  # what it lacks is told where it is read
-    tail = nearest(place.name, runs)
+    beside = [path for path in place.parent.glob("*") if path.is_dir()]
+    tail = nearest(place.name, runs or beside)
     raise CheckpointError(
         f"ckpt: there is no `{text}`{tail}", "dcli runs ls", "CKPT-MISSING"
     )
@@ -50,5 +51,6 @@ def beginning(start: str, runs: Sequence[Path]) -> list[Path]:
 
 def nearest(name: str, runs: Sequence[Path]) -> str:
     """Runs of a name like this, as the end of a message."""
-    close = difflib.get_close_matches(name, [path.name for path in runs], 3, 0.3)
-    return "; nearest: " + ", ".join(f"runs/{name}" for name in close) if close else ""
+    paths = {path.name: str(path) for path in runs}
+    close = difflib.get_close_matches(name, paths, 3, 0.3)
+    return "; nearest: " + ", ".join(paths[name] for name in close) if close else ""

@@ -124,10 +124,12 @@ class Keep:
     Args:
         keep: How many of the newest; 0 keeps all.
         keep_every: Keep every multiple of this step for good; 0 keeps none for good.
+        on_full: When the disk is full: stop with exit 6, or wait until there is room.
     """
 
     keep: int = 2
     keep_every: int = 0
+    on_full: Literal["stop", "wait"] = "stop"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -166,6 +168,6 @@ class RunSettings:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
         require(self.tries >= 1, "tries", self.tries, ">= 1")
         plain = self.name is None or re.fullmatch(
-            r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name
+            r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_-])?", self.name
         )
         require(bool(plain), "name", self.name, "letters, digits and `._-`")

@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 from diffusion_cli.checkpoint import fill
 from diffusion_cli.denoiser import Model
 from diffusion_cli.ema import Average
-from diffusion_cli.errors import CheckpointError
+from diffusion_cli.errors import CheckpointError, DcliError
 from diffusion_cli.latch import Latch
 from diffusion_cli.objectives import Objective
+from diffusion_cli.tensorfile import DTYPES
 
 
 @dataclass
@@ -57,6 +58,16 @@ class State:
         """Everything else, as JSON can hold it."""
         scaler = None if self.scaler is None else self.scaler.state_dict()
         return {"step": self.step, "scaler": scaler}
+
+    def demand_savable(self) -> None:
+        """Refuse what no checkpoint can hold, before much is trained (`DcliError`)."""
+        for file, group in self.tensors().items():
+            for name, value in group.items():
+                dtype = value.dtype if isinstance(value, Tensor) else type(value)
+                if dtype not in DTYPES:
+                    what = f"{file}: `{name}` cannot be saved: {dtype}"
+                    hint = "keep it as a tensor of real numbers, or compute it again"
+                    raise DcliError(what, hint, "UNSAVABLE")
 
     @torch.no_grad()
     def restore(

@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from diffusion_cli.errors import Stopped
 _log = logging.getLogger(__name__)
 _LATE = 1  # the budget is spent; below the number of any signal here
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 
 class Stop:
@@ -36,6 +38,7 @@ class Stop:
     def __init__(self, seconds: float = math.inf) -> None:
         self.deadline = time.monotonic() + seconds
         self.number: int | None = None
+        self.note = ""  # what a person should know who asks for a stop
         self._pid = os.getpid()
         self._begun = False
         self._previous: dict[int, Any] = {}
@@ -91,8 +94,8 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             # a loader's worker: a signal to the whole group is its parent's affair, a
-            # second one is meant for the worker
-            signal.signal(number, signal.SIG_DFL)
+            # second one is meant for the worker, which then tidies up
+            signal.signal(number, _end_worker)
             return
         again = self.number is not None
         self.number = self.number or number
@@ -100,9 +103,10 @@ class Stop:
             _log.warning("aborted without saving")
             raise KeyboardInterrupt
         if not self._begun:
-            raise Stopped(number, f"{_name(number)}: nothing to save")
+            _leave(number, frame)
         if not again:
             tail = ", press again to abort" if number == signal.SIGINT else ""
+            tail += f" ({self.note})" if self.note else ""
             _log.warning("%s: stopping after this step%s", _name(number), tail)
 
 
@@ -112,5 +116,32 @@ def _name(number: int) -> str:
 
 def _foreign(handler: Any) -> bool:
     """Whether a handler is somebody's own: neither Python's nor the system's."""
-    own: tuple[Callable[..., Any] | int, ...] = (signal.SIG_DFL, signal.SIG_IGN)
-    return callable(handler) and handler not in (*own, signal.default_int_handler)
+    ours: tuple[Any, ...] = (signal.SIG_IGN, _leave, *_DEFAULTS)
+    return callable(handler) and handler not in ours
+
+
+@contextmanager
+def nothing_to_save() -> Iterator[None]:
+    """Until a command has something to save, a signal ends it with `Stopped`.
+
+    Handlers of others stay, and so do ignored signals.
+    """
+    mine: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        mine = {n: signal.getsignal(n) for n in _SIGNALS}
+    mine = {n: handler for n, handler in mine.items() if handler in _DEFAULTS}
+    for number in mine:
+        signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number, handler in mine.items():
+            signal.signal(number, handler)
+
+
+def _end_worker(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number, f"{_name(number)}: nothing to save")

@@ -16,7 +16,7 @@ from diffusion_cli.artifact import broken
 
 _LARGEST_HEADER = 16 << 20
 _CHUNK = 8 << 20
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -43,7 +43,7 @@ def content(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
         tensor = tensors[name]
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }

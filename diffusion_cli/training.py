@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from diffusion_cli import assemble, checkpoint, environment, loading
 from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.distributed import World
-from diffusion_cli.errors import CheckpointError, ConfigError
+from diffusion_cli.errors import CheckpointError, ConfigError, StorageError
 from diffusion_cli.latch import NonFinite
 from diffusion_cli.preview import previews
 from diffusion_cli.rng import shuffled
@@ -33,6 +34,7 @@ from diffusion_cli.tracking import (
 from diffusion_cli.trainer import Trainer
 
 Config = dict[str, Any]
+_PAUSE = 1.0  # seconds between two attempts to write on a full disk
 
 
 class Run:
@@ -119,6 +121,8 @@ class Run:
         batches = self._batches(first, last, self.world.rank, self.world.size)
         for progress in self.trainer.run(self.state, batches):
             step = progress.step
+            if step == first + 1:
+                self.state.demand_savable()
             last = step == self.settings.steps
             self.meter.update(progress)
             self.bar.advance()
@@ -225,11 +229,27 @@ class Run:
     def _save(self) -> None:
         self.trainer.check(self.state)
         self.world.same(dict(self.state.model.named_parameters()))
+        begun = time.monotonic()
         self.world.once(self._write)
+        self.stop.note = f"the last save took {time.monotonic() - begun:.1f} s"
         self.saved = self.state.step
 
     def _write(self) -> None:
-        """A checkpoint of this step."""
+        """A checkpoint of this step; on a full disk, wait for room if so asked."""
+        told = False
+        while True:
+            try:
+                return self._write_once()
+            except StorageError as error:
+                wait = self.keep.on_full == "wait" and not self.stop.requested
+                if error.code != "DISK-FULL" or not wait:
+                    raise
+                if not told:
+                    say(f"paused: disk full: {error.message}")
+                told = True
+                time.sleep(_PAUSE)
+
+    def _write_once(self) -> None:
         about = {
             "config": self.config,
             "data": self.data.spec.plain(),
@@ -267,8 +287,7 @@ class Run:
         rank = self.world.rank
         if isinstance(error, Exception):
             text = "".join(traceback.format_exception(error))
-            name = f"logs/error-rank{rank}.txt" if rank else "logs/error.txt"
-            self.folder.write(name, text)
+            self.folder.write(f"logs/error-rank{rank}.txt", text)
             if rank == 0:
                 self.folder.report("failed", max(self.saved, 0), str(error))
         elif rank == 0:

@@ -30,7 +30,7 @@ keys:
   trainer.time_limit=12h       save and stop after this time
   optimizer.lr=2e-4            learning rate
   every.log=100 every.save=10000 every.preview=5000
-  checkpoint.keep=2 checkpoint.keep_every=0
+  checkpoint.keep=2 checkpoint.keep_every=0 checkpoint.on_full=stop
   seed=0 name=NAME out=FOLDER device=auto
   init=RUN                     start from the weights of a run
   trainable=GLOB               train these parameters, freeze the rest

@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_the_previous_one(tmp_path: Path, fault: str) -> None
     with pytest.raises(StorageError, match="No space left") as caught:
         save(tmp_path, 2)
     assert caught.value.exit_code == 6 and caught.value.code == "DISK-FULL"
-    assert "MB free, 1 checkpoints" in caught.value.message
+    assert "MB free, older checkpoints here: 1" in caught.value.message
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
     assert checkpoint.load(tmp_path / "step_00000001").step == 1
 
