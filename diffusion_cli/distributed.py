@@ -1,20 +1,13 @@
-"""Several processes that work as one: what a step's ranks tell each other.
-
-Every rank holds the whole state and computes its rows of the global batch. Whatever
-changes the state (gradients, losses, the wish to stop) is made common before it is
-used, so the ranks stay equal bit for bit, and only the first one writes.
-"""
+"""Several processes that work as one, by torch.distributed."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -25,97 +18,11 @@ from torch.distributed import FileStore, PrefixStore, Store, rendezvous  # type:
 from diffusion_cli import failpoints
 from diffusion_cli.errors import ConfigError, EnvironmentFault, WorkerError
 from diffusion_cli.ranks import Standing, standing
+from diffusion_cli.world import Alone, World
 
 PATIENCE = 20.0  # seconds that a rank may be late for a step
 _LONG = timedelta(days=1)  # for what one rank does while the others wait
 T = TypeVar("T")
-
-
-class World(ABC):
-    """The processes of a command; `rank` is this one's number among `size`."""
-
-    rank: int = 0
-    size: int = 1
-    local: int = 0
-
-    @abstractmethod
-    def gather(self, x: Tensor) -> Tensor:
-        """The equal shares of all ranks, in their order, along the first axis."""
-
-    @abstractmethod
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its sum over the ranks."""
-
-    @abstractmethod
-    def copy(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by that of the first rank."""
-
-    @abstractmethod
-    def agree(self, wish: int) -> int:
-        """The largest of all wishes; only hosts talk, no device waits."""
-
-    @abstractmethod
-    def meet(self) -> None:
-        """Wait for the others, however long it takes."""
-
-    @abstractmethod
-    def once(self, work: Callable[[], object]) -> None:
-        """Let the first rank do something, while the others wait."""
-
-    @abstractmethod
-    def led(self, work: Callable[[], T]) -> T:
-        """Let every rank do something, the first one before the others."""
-
-    @abstractmethod
-    def same(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse tensors that differ between ranks (`WorkerError`)."""
-
-    def __enter__(self) -> World:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.leave()
-
-    @abstractmethod
-    def leave(self) -> None:
-        """Wait for the others, and part."""
-
-
-class Alone(World):
-    """One process: nobody to talk to."""
-
-    def gather(self, x: Tensor) -> Tensor:
-        return x
-
-    def sum(self, tensors: Sequence[Tensor]) -> None:
-        pass
-
-    def copy(self, tensors: Sequence[Tensor]) -> None:
-        pass
-
-    def agree(self, wish: int) -> int:
-        return wish
-
-    def meet(self) -> None:
-        pass
-
-    def once(self, work: Callable[[], object]) -> None:
-        work()
-
-    def led(self, work: Callable[[], T]) -> T:
-        return work()
-
-    def same(self, tensors: Mapping[str, Tensor]) -> None:
-        pass
-
-    def leave(self) -> None:
-        pass
 
 
 class Bereft(WorkerError):
@@ -159,6 +66,23 @@ class Ranks(World):
             parts = list(whole.chunk(self.size))
             dist.all_gather(parts, x.contiguous(), group=self._group(x))
         return torch.cat(parts)
+
+    def pool(self, parts: Sequence[Tensor], batch: int) -> Tensor:
+        flat = [part.reshape(len(part), -1).double().cpu() for part in parts]
+        most = self.agree(len(flat))
+        width = self.agree(max((part.shape[1] for part in flat), default=0))
+        mine = torch.full((most, batch, width), torch.nan, dtype=torch.float64)
+        for place, part in zip(mine, flat, strict=False):
+            place[: len(part)] = part
+        sizes = torch.zeros(most, dtype=torch.int64)
+        sizes[: len(flat)] = torch.tensor([len(part) for part in flat])
+        dealt = (self.gather(mine), self.gather(sizes))
+        rows, counts = (
+            x.view(self.size, most, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
+            for x in dealt
+        )
+        kept = zip(rows, counts.tolist(), strict=True)
+        return torch.cat([row[:count] for row, count in kept])
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         if not tensors:

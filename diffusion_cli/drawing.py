@@ -17,7 +17,6 @@ from tqdm import tqdm
 from diffusion_cli import device as devices
 from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.device import memory
-from diffusion_cli.distributed import Alone, World
 from diffusion_cli.errors import ConfigError, NumericsError
 from diffusion_cli.gallery import Gallery
 from diffusion_cli.odes import encode
@@ -26,6 +25,7 @@ from diffusion_cli.rebuild import Rebuilt, labels
 from diffusion_cli.rng import Rng
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
+from diffusion_cli.world import Alone, World
 
 Config = dict[str, Any]
 

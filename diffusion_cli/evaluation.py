@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from diffusion_cli.rebuild import Rebuilt, laid_over, rebuild
 from diffusion_cli.registry import ROLES
 from diffusion_cli.rng import Rng
 from diffusion_cli.stop import Stop
+from diffusion_cli.world import Alone, World
 
 Config = dict[str, Any]
 SPLITS = {"train": "test", "test": "train"}
@@ -71,6 +72,7 @@ class Trained(Subject):
         device: Where to compute.
         stop: Asked between batches.
         data: The data set, if it was built before.
+        world: The processes that share the work.
     """
 
     def __init__(
@@ -80,8 +82,10 @@ class Trained(Subject):
         device: torch.device,
         stop: Stop,
         data: Dataset | None = None,
+        world: World | None = None,
     ) -> None:
         self.found, self.values = found, values
+        self.world = world or Alone()
         self.device, self.stop, self.kind = device, stop, kind(found)
         self.built = self._built()
         self.model, self.denoiser = self.built.model, self.built.denoiser
@@ -128,10 +132,15 @@ class Trained(Subject):
         if draw not in self.drawings:
             values = {**self.values, "seed": self.values["seed"] + draw}
             self.drawings[draw] = Drawing(
-                self.found, self.built, values, self.device, self.stop
+                self.found,
+                self.built,
+                values,
+                self.device,
+                self.stop,
+                world=self.world,
             )
         drawing = self.drawings[draw]
-        if drawing.gallery.missing(n):
+        if self.world.agree(len(drawing.gallery.missing(n))):
             drawing.draw(n)
         return torch.cat(list(drawing.gallery.samples(n)))
 
@@ -146,14 +155,20 @@ class Trained(Subject):
         if errors:
             raise errors[0]
         values = {**self.values, "sampler": node, "steps": None, "nfe": walk.nfe}
-        return Trained(self.found, values, self.device, self.stop, self.set)
+        return Trained(self.found, values, self.device, self.stop, self.set, self.world)
+
+    def each(self, n: int, work: Callable[[Batch, int], Tensor]) -> Tensor:
+        size = self.values["batch"]
+        own = self.world.share(enumerate(self.data(n)))
+        return self.world.pool([work(batch, i * size) for i, batch in own], size)
 
     def calls(self) -> float:
         return next(iter(self.drawings.values())).calls()
 
     def classifier(self, run: str | None) -> tuple[Model, str]:
         if run is None:
-            return classifier.own(self.found, self.cache, self.device, self.stop)
+            made = (self.found, self.cache, self.device, self.stop)
+            return self.world.led(lambda: classifier.own(*made))
         return classifier.of(checkpoint.load(run), self.device)
 
     def metric(self, node: Config) -> Metric:
@@ -171,7 +186,7 @@ class Trained(Subject):
         result = metric(self)
         known = {key: value for key, value in result.values.items() if value == value}
         result = replace(result, values=known)  # no standard error of a single sample
-        self._keep(node, result)
+        self.world.once(lambda: self._keep(node, result))
         return result
 
     def _keep(self, node: Config, result: Result) -> None:

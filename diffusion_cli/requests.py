@@ -109,6 +109,7 @@ class EvalSettings:
         weights: `ema`, `ema-<half-life>` or `raw`.
         json: Print one line of JSON instead of a table.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        devices: Processes that draw and measure, each with a device of its own.
         precision: Precision of the network alone.
         dtype: Precision of the sampler's state.
         cache: Where features of data, classifiers and weights are kept for all runs.
@@ -127,6 +128,7 @@ class EvalSettings:
     weights: str = "ema"
     json: bool = False
     device: str = "auto"
+    devices: int = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     cache: str = "~/.cache/dcli"
@@ -139,6 +141,7 @@ class EvalSettings:
         require(
             self.seeds is None or self.seeds >= 1, "seeds", self.seeds, ">= 1 or null"
         )
+        require(self.devices >= 1, "devices", self.devices, ">= 1")
         require(self.batch >= 1, "batch", self.batch, ">= 1")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, ">= 1")
         require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, ">= 1")

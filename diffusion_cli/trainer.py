@@ -16,7 +16,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from diffusion_cli import failpoints
 from diffusion_cli.denoiser import Model
 from diffusion_cli.device import autocast, memory
-from diffusion_cli.distributed import Alone, World
 from diffusion_cli.ema import Average
 from diffusion_cli.errors import ConfigError, NumericsError
 from diffusion_cli.latch import Latch
@@ -28,6 +27,7 @@ from diffusion_cli.registry import Node, near
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import TrainerSettings
 from diffusion_cli.state import State
+from diffusion_cli.world import Alone, World
 
 
 class Progress(NamedTuple):

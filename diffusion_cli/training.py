@@ -14,7 +14,6 @@ from torch import Tensor
 from diffusion_cli import assemble, checkpoint, environment, loading
 from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
-from diffusion_cli.distributed import World
 from diffusion_cli.errors import CheckpointError, ConfigError, StorageError
 from diffusion_cli.latch import NonFinite
 from diffusion_cli.preview import previews
@@ -32,6 +31,7 @@ from diffusion_cli.tracking import (
     say,
 )
 from diffusion_cli.trainer import Trainer
+from diffusion_cli.world import World
 
 Config = dict[str, Any]
 _PAUSE = 1.0  # seconds between two attempts to write on a full disk

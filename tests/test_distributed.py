@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from team import team
 from tiny import MACHINE, place, tiny
 
 from diffusion_cli import checkpoint, config, training
+from diffusion_cli.commands import eval as evaluate
 from diffusion_cli.commands import sample, train
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.ranks import standing
@@ -248,3 +250,24 @@ def drawn(run: Path, out: Path, size: int) -> Path:
     values = config.check(keys, "sample")
     assert team(size, lambda: sample.run(values, [])) == [0] * size
     return out
+
+
+@pytest.mark.parametrize("metric", ["elbo", "likelihood", "sliced_w2"])
+def test_any_number_of_processes_measures_the_same(
+    metric: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path / "run", 1)
+
+    def measured(size: int) -> dict[str, float]:
+        words = {"ckpt": str(run), "metric": {"name": metric, "n": 37}, "batch": 5}
+        keys = {**words, "sampler": None, "guidance": None, "json": True}
+        keys |= {"cache": str(tmp_path / f"cache-{size}"), "dataset": None}
+        values = config.check(keys, "eval")
+        capfd.readouterr()
+        assert team(size, lambda: evaluate.run(values, [])) == [0] * size
+        found: dict[str, float] = json.loads(capfd.readouterr().out)[metric]
+        return found
+
+    alone = measured(1)
+    shutil.rmtree(run / "samples", ignore_errors=True)
+    assert measured(3) == pytest.approx(alone, rel=1e-9, abs=1e-12)

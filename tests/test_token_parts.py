@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from choices import formulation, node, options
+from measured import Stub
 from oracles import Known, number, rows
 from tiny import place, tiny
 from token_oracles import PROCESSES, Table, build, certain, entropy, table
@@ -22,7 +23,7 @@ from diffusion_cli.datasets import datasets
 from diffusion_cli.denoiser import Model
 from diffusion_cli.errors import ConfigError, DataError
 from diffusion_cli.guidance import guidances
-from diffusion_cli.metrics import Batch, Subject, metrics
+from diffusion_cli.metrics import metrics
 from diffusion_cli.networks import Network
 from diffusion_cli.objectives import objectives
 from diffusion_cli.parametrisations import parametrisations
@@ -195,23 +196,12 @@ def test_the_loss_is_finite_differentiable_and_its_mean_the_bound(process: str) 
     assert bool((again >= losses).all() and (again > losses).any())
 
 
-class Measured(Subject):
+def measured(known: Table, n: int) -> Stub:
     """Data drawn from a table, and a model that knows the table."""
-
-    def __init__(self, known: Table, n: int) -> None:
-        self.model = self.denoiser = known  # type: ignore[assignment]
-        self.device = torch.device("cpu")
-        pick = Rng(5, torch.arange(n)).uniform((n, 1))
-        which = (known.p.cumsum(0) <= pick).sum(1).clamp(max=len(known.p) - 1)
-        self.x0 = known.data[which]
-        known.spec = Spec((known.process.length,), "tokens", vocab=known.process.vocab)
-
-    def data(self, n: int, first: int = 0):  # type: ignore[no-untyped-def]
-        rng = Rng(0, torch.arange(n)).child("eval")
-        yield Batch(self.x0[:n], {}, rng)
-
-    def samples(self, n: int) -> torch.Tensor:
-        raise NotImplementedError
+    pick = Rng(5, torch.arange(n)).uniform((n, 1))
+    which = (known.p.cumsum(0) <= pick).sum(1).clamp(max=len(known.p) - 1)
+    spec = Spec((known.process.length,), "tokens", vocab=known.process.vocab)
+    return Stub(known, known.data[which], spec=spec, batch=n)
 
 
 @pytest.mark.parametrize("process", EVERY)
@@ -221,7 +211,7 @@ def test_nelbo_of_the_exact_belief_is_the_entropy_of_the_data(process: str) -> N
     own = {"levels": 20, "beta_max": 4.0} if process == "d3pm" else {}
     known = Table(process, build(process, 3, 2, **own), p)
     metric = metrics.build({"name": "nelbo", "n": n, "times": 4}, context=None)
-    values = metric(Measured(known, n)).values
+    values = metric(measured(known, n)).values
     bits = entropy(p) / (2 * math.log(2))
     error = 5 * values["bits_per_token_se"]
     # two tokens change at once in a discrete step; the prior of edit costs log2(3/2)

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from diffusion_cli import checkpoint, failpoints
+from diffusion_cli import checkpoint, distributed, failpoints
 from diffusion_cli import device as devices
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.evaluation import Trained, lines, several
 from diffusion_cli.metrics import Result
 from diffusion_cli.stop import Stop
-from diffusion_cli.tracking import say
+from diffusion_cli.tracking import answer, say
 
 Config = dict[str, Any]
 
@@ -23,11 +23,11 @@ def run(values: Config, overrides: list[str]) -> float | None:
     failpoints.arm(os.environ.get("DCLI_FAULT"))
     if not values["metric"]:
         raise ConfigError("metric: name at least one", "metric=likelihood")
-    with Stop() as stop:
+    with Stop() as stop, distributed.join(values["devices"]) as world:
         found = checkpoint.load(values["ckpt"])
-        device = devices.choose(values["device"])
+        device = devices.choose(values["device"], world.local)
         nodes = several(values)
-        subject = Trained(found, values, device, stop)
+        subject = Trained(found, values, device, stop, world=world)
         for node in nodes:
             subject.metric(node)
         devices.tune(device, deterministic=False)
@@ -37,14 +37,14 @@ def run(values: Config, overrides: list[str]) -> float | None:
             results[name] = subject.measure(node)
             _tell(name, results[name], subject, quiet=values["json"])
     if values["json"]:
-        print(json.dumps({name: dict(r.values) for name, r in results.items()}))
+        answer(json.dumps({name: dict(r.values) for name, r in results.items()}))
     first = next(iter(results.values()))
     return next(iter(first.values.values()), None)
 
 
 def _tell(name: str, result: Result, subject: Trained, quiet: bool) -> None:
     if not quiet:
-        print("\n".join([*lines(name, result.values), *_table(result.table)]))
+        answer("\n".join([*lines(name, result.values), *_table(result.table)]))
     for note in result.notes:
         say(f"{name}: {note}")
     for path in subject.where(result):

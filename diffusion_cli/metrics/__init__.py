@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -56,6 +56,21 @@ class Subject(ABC):
 
         They come as they are, without augmentation.
         """
+
+    def each(self, n: int, work: Callable[[Batch, int], Tensor]) -> Tensor:
+        """`work` on every batch of `data(n)`, whoever does it, in order: (n, k).
+
+        Args:
+            n: How many data.
+            work: k numbers for each sample of a batch, (B, ...), given the batch and
+                the place of its first sample.
+        """
+        parts: list[Tensor] = []
+        first = 0
+        for batch in self.data(n):
+            parts.append(work(batch, first).reshape(len(batch.x0), -1))
+            first += len(batch.x0)
+        return torch.cat(parts)
 
     @abstractmethod
     def held_out(self, n: int) -> Iterator[Batch] | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.denoiser import Denoiser
-from diffusion_cli.metrics import Metric, Result, Subject, metrics
+from diffusion_cli.metrics import Batch, Metric, Result, Subject, metrics
 from diffusion_cli.metrics.dequantising import decoded, start
 from diffusion_cli.metrics.summaries import (
     continuous,
@@ -61,16 +61,18 @@ class Elbo(Metric):
         continuous(spec, "elbo")
         process, width = cast(Diffusion, model.process), spacing(spec)
         t = start(process, width, self.floor)
-        levels, parts = int(spec.codec.get("levels", 0)), []
-        for x0, cond, rng in subject.data(self.n):
-            x0 = x0.double()
+        levels = int(spec.codec.get("levels", 0))
+
+        def work(batch: Batch, first: int) -> Tensor:
+            x0, cond, rng = batch.x0.double(), batch.cond, batch.rng
             nats = (
                 self.prior(process, x0),
                 self.diffusion(model.given(**cond), x0, t, rng),
                 self.reconstruction(process, x0, t, rng, width, levels),
             )
-            parts.append(torch.stack(nats, 1))
-        found = torch.cat(parts)  # (N, 3)
+            return torch.stack(nats, 1)
+
+        found = subject.each(self.n, work)  # (N, 3)
         values = surprise(found.sum(1), spec)
         for i, name in enumerate(("prior", "diffusion", "reconstruction")):
             values |= summary(f"{name}_nats", found[:, i])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_cli.core import Spec
 from diffusion_cli.denoiser import Denoiser
-from diffusion_cli.metrics import Metric, Result, Subject, metrics
+from diffusion_cli.metrics import Batch, Metric, Result, Subject, metrics
 from diffusion_cli.metrics.dequantising import Filling, filled, start
 from diffusion_cli.metrics.divergences import Law, basis, divergences, draw
 from diffusion_cli.metrics.summaries import (
@@ -25,6 +25,7 @@ from diffusion_cli.processes.affine import Affine
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
 
+COUNTED = ("calls", "accepted", "rejected")
 EXACT = 16  # dimensions up to which `auto` takes the exact trace
 
 
@@ -85,9 +86,10 @@ class Likelihood(Metric):
         floor = start(process, width, self.floor)
         k = process.schedule(floor)
         noise = float(k.sigma / k.alpha)
-        counts: Counter[str] = Counter()
-        nats, doubts, solves = [], [], 0
-        for x0, cond, rng in subject.data(self.n):
+
+        def work(batch: Batch, first: int) -> Tensor:
+            x0, cond, rng = batch
+            counts: Counter[str] = Counter()
             found = []  # log p, (B, probes) per draw
             for i in range(self.draws if width else 1):
                 u, log_q = x0.double(), torch.zeros(())
@@ -95,14 +97,18 @@ class Likelihood(Metric):
                     u, log_q = filled(x0, width, self.filling, noise, rng.at(i))
                 log_p = self.solve(model.given(**cond), u, floor, rng.at(i), counts)
                 found.append(log_p - log_q.to(log_p).reshape(-1, 1))
-                solves += 1
             drawn = torch.stack(found)  # (draws, B, probes)
-            nats.append(math.log(len(found)) - drawn.mean(2).logsumexp(0))
-            doubts.append(drawn.mean(0))
-        values = surprise(torch.cat(nats), spec)
-        values |= self._doubt(torch.cat(doubts), spec.numel)
-        for key in ("calls", "accepted", "rejected"):
-            values[key] = counts[key] / solves
+            nats = math.log(len(found)) - drawn.mean(2).logsumexp(0)
+            spent = torch.tensor([counts[key] for key in COUNTED] + [len(found)])
+            spent = (spent / len(x0)).to(drawn).expand(len(x0), -1)
+            return torch.cat((nats[:, None], spent, drawn.mean(0)), 1)
+
+        found = subject.each(self.n, work)
+        values = surprise(found[:, 0], spec)
+        values |= self._doubt(found[:, 5:], spec.numel)
+        *spent, solves = found[:, 1:5].sum(0).tolist()
+        for key, count in zip(COUNTED, spent, strict=True):
+            values[key] = count / solves
         return Result(values, notes=self._notes(spec, float(floor), noise))
 
     def solve(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.core import Spec
-from diffusion_cli.metrics import Metric, Result, Subject, metrics
+from diffusion_cli.metrics import Batch, Metric, Result, Subject, metrics
 from diffusion_cli.metrics.summaries import summary
 from diffusion_cli.processes.tokens import Tokens
 from diffusion_cli.rng import Rng
@@ -46,20 +46,21 @@ class Nelbo(Metric):
     @torch.no_grad()
     def __call__(self, subject: Subject) -> Result:
         process, spec = cast(Tokens, subject.model.process), subject.model.spec
-        found, seen = [], 0
-        for x0, cond, rng in subject.data(self.n):
+
+        def work(batch: Batch, first: int) -> Tensor:
+            x0, cond, rng = batch
             model = subject.model.given(**cond)
             nats = process.leftover(x0)
-            place = torch.arange(seen, seen + len(x0), device=x0.device).double()
+            place = torch.arange(first, first + len(x0), device=x0.device).double()
             offset = rng.shared().child("offset").uniform((1,)) + place * GOLDEN
             for k in range(self.times):
                 t = self._time(process, (offset + k / self.times).frac())
                 own = rng.at(k).child("corruption")
                 x = process.corrupt(x0, t, process.noise(x0, own))
                 nats = nats + process.bound(model(x, t), x0, x, t) / self.times
-            found.append(nats + self._decoder(subject, x0, rng, cond))
-            seen += len(x0)
-        bits = torch.cat(found) / (spec.numel * math.log(2))
+            return nats + self._decoder(subject, x0, rng, cond)
+
+        bits = subject.each(self.n, work)[:, 0] / (spec.numel * math.log(2))
         values = summary("bits_per_token", bits)
         values["perplexity"] = 2 ** values["bits_per_token"]
         return Result(values, notes=self._notes(process, spec))
