@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c '$(SUITS)' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: setup demo check test test-slow fault-test test-gpu clean
+.PHONY: setup demo check test test-slow fault-test test-gpu cluster-test clean
 
 setup: .venv/installed
 
@@ -36,6 +36,11 @@ fault-test: .venv/installed-dev
 
 test-gpu: .venv/installed-dev
 	$(BIN)/pytest -m gpu
+
+# a SLURM of two virtual nodes on this machine: Debian, as root
+cluster-test: export OMP_NUM_THREADS = 1
+cluster-test: .venv/installed-dev
+	$(BIN)/pytest -m cluster tests/cluster
 
 clean:
 	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

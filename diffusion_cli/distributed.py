@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from diffusion_cli.ranks import Standing, standing
 from diffusion_cli.world import Alone, World
 
 PATIENCE = 20.0  # seconds that a rank may be late for a step
+_START = timedelta(minutes=5)  # for all ranks to be there
 _LONG = timedelta(days=1)  # for what one rank does while the others wait
 T = TypeVar("T")
 
@@ -194,7 +196,7 @@ def _store(place: Standing) -> Store:
         os.environ["MASTER_PORT"] = str(20_000 + job % 20_000)
     os.environ |= {"RANK": str(place.rank), "WORLD_SIZE": str(place.size)}
     try:
-        store, _, _ = next(rendezvous("env://"))
+        store, _, _ = next(rendezvous("env://", timeout=_START))
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
         message = f"distributed: rank {place.rank} cannot reach {where}: {error}"
@@ -203,12 +205,18 @@ def _store(place: Standing) -> Store:
 
 
 def _first_node() -> str:
-    """The first machine of a SLURM step."""
-    nodes = os.environ.get("SLURM_STEP_NODELIST", "")
-    words = ["scontrol", "show", "hostnames", nodes]
+    """The address of the first machine of a SLURM step."""
+    names = _scontrol("hostnames", os.environ.get("SLURM_STEP_NODELIST", ""))
+    name = names.split()[0]
+    address = re.search(r"NodeAddr=(\S+)", _scontrol("node", name))
+    return address[1] if address else name
+
+
+def _scontrol(*words: str) -> str:
+    command = ["scontrol", "show", *words]
     try:
-        told = subprocess.run(words, capture_output=True, text=True, check=True)
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        message = f"distributed: `{' '.join(words)}` failed: {error}"
+        message = f"distributed: `{' '.join(command)}` failed: {error}"
         raise EnvironmentFault(message, "MASTER_ADDR=<the first node>") from error
-    return told.stdout.split()[0]
+    return told.stdout

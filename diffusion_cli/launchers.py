@@ -101,6 +101,8 @@ class Jobs(Launcher):
             for i, words in enumerate(job_overrides)
         ]
         waiting = [t for t in tasks if not self._over(t.job)]
+        for task in waiting:
+            task.job.wait()
         with Stop() as stop:
             stop.begin()
             WAYS[self.way](waiting, self.settings, stop)

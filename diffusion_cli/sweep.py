@@ -70,6 +70,11 @@ class Job:
         told = self.told
         return told.get("status") == "failed" and told.get("tries", 0) >= tries
 
+    def wait(self) -> None:
+        """It is to run once more."""
+        if told := self.told:
+            self._write({**told, "status": "waiting"})
+
     def begin(self, overrides: Sequence[str]) -> None:
         """It runs, here and now."""
         tries = self.told.get("tries", 0)
@@ -82,7 +87,7 @@ class Job:
         )
 
     def end(self, status: str, code: int, said: str, value: float | None) -> None:
-        """It is over; a stop does not count as a try."""
+        """It is over; only a failure counts as a try."""
         told = self.told
         tries = told["tries"] - (status != "failed")
         ended = {"status": status, "code": code, "error": said, "value": value}
