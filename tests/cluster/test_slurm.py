@@ -170,8 +170,9 @@ def test_a_job_that_makes_way_resumes(
     if launch == "sbatch":
         batch(f"srun {train('out=run')}", "--requeue", *alone)
     else:
-        own = "+hydra.launcher.additional_parameters={exclusive: true, nodelist: n1}"
-        sweeping = dcli("train", "-m", *SMALL, *SLURM, "out=run", own.lstrip("+"))
+        more = "+hydra.launcher.additional_parameters"
+        own = (f"{more}.exclusive=true", f"{more}.nodelist=n1")
+        sweeping = dcli("train", "-m", *SMALL, *SLURM, "out=run", *own)
     until(lambda: steps(Path("run")), "the first steps")
     slurm("sbatch", "--partition=high", *alone, "--output=other.log", "--wrap=sleep 3")
     until(lambda: steps(Path("run"))[-1:] == [STEPS], "the end", 200)
