@@ -151,7 +151,7 @@ def test_a_time_limit_requeues_and_the_job_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DCLI_FAULT", "step.ema:sleep:0.8")  # 48 s: longer than a job
-    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30")
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10")
     sweeping = dcli("train", "-m", *SMALL, *SLURM, *limit, "trainer.steps=60")
     _, err = sweeping.communicate(timeout=280)
     assert sweeping.returncode == 0, err
