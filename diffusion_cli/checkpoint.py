@@ -58,14 +58,14 @@ def save(
     return target
 
 
-def prune(folder: Path, keep: Keep) -> None:
-    """Delete all but the newest `keep.keep` and the multiples of `keep.keep_every`."""
+def prune(folder: Path, keep: Keep, best: int | None = None) -> None:
+    """Delete all but the newest `keep.keep`, multiples of `keep.keep_every`, `best`."""
     if keep.keep == 0:
         return
     failpoints.hit("ckpt.prune")
     for path in steps(folder)[keep.keep :]:
         step = int(path.name.removeprefix("step_"))
-        if not keep.keep_every or step % keep.keep_every:
+        if step != best and (not keep.keep_every or step % keep.keep_every):
             # renamed first: a half-deleted checkpoint must not look like one
             doomed = path.replace(path.with_name(f".tmp-{path.name}"))
             shutil.rmtree(doomed)

@@ -26,7 +26,13 @@ from diffusion_cli.errors import ConfigError, EnvironmentFault
 from diffusion_cli.identity import dotted
 from diffusion_cli.registry import ROLES, Registry, check_call, near
 from diffusion_cli.requests import EvalSettings, FitSettings, SampleSettings
-from diffusion_cli.settings import Every, Keep, RunSettings, TrainerSettings
+from diffusion_cli.settings import (
+    Evaluation,
+    Every,
+    Keep,
+    RunSettings,
+    TrainerSettings,
+)
 
 Config = dict[str, Any]
 COMPONENTS = (
@@ -40,7 +46,13 @@ COMPONENTS = (
     "guidance",
     "optimizer",
 )
-GROUPS = {"trainer": TrainerSettings, "every": Every, "checkpoint": Keep}
+MEASURING = ("metric", "features")
+GROUPS = {
+    "trainer": TrainerSettings,
+    "every": Every,
+    "checkpoint": Keep,
+    "evaluation": Evaluation,
+}
 
 
 class Keys(NamedTuple):
@@ -53,11 +65,9 @@ class Keys(NamedTuple):
 
 
 VERBS = {
-    "train": Keys(RunSettings, GROUPS, COMPONENTS, laid_over=False),
+    "train": Keys(RunSettings, GROUPS, (*COMPONENTS, *MEASURING), laid_over=False),
     "sample": Keys(SampleSettings, roles=("sampler", "guidance")),
-    "eval": Keys(
-        EvalSettings, roles=("dataset", "sampler", "guidance", "metric", "features")
-    ),
+    "eval": Keys(EvalSettings, roles=("dataset", "sampler", "guidance", *MEASURING)),
     "fit": Keys(FitSettings, roles=("dataset",)),
 }
 STACKED = ("guidance", "metric")  # several nodes, in order
@@ -207,6 +217,9 @@ def _components(
             node = stacked(node, empty=None if VERBS[verb].laid_over else [])
         if VERBS[verb].laid_over and (node is None or _partial(node, names)):
             checked[role] = node  # keys to lay over the checkpoint's
+            continue
+        if role == "features" and node is None:
+            checked[role] = None  # each metric's own
             continue
         bound = []
         for each in node if isinstance(node, list) else [node]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from diffusion_cli.errors import ConfigError
 from diffusion_cli.loading import once, prepare_like
 from diffusion_cli.metrics import Batch, Metric, Result, Subject, Walk, metrics
 from diffusion_cli.place import kind
+from diffusion_cli.processes import Process
 from diffusion_cli.rebuild import Rebuilt, laid_over, rebuild
 from diffusion_cli.registry import ROLES
 from diffusion_cli.rng import Rng
@@ -173,10 +175,7 @@ class Trained(Subject):
 
     def metric(self, node: Config) -> Metric:
         """A metric, refused if the process cannot be asked so."""
-        process = self.model.process
-        for each in _nested(node):
-            name = each["name"]
-            assemble.demand("metric", name, metrics[name].needs, process)
+        demands(node, self.model.process)
         return metrics.build(node, context=self.built.place)
 
     def measure(self, node: Config) -> Result:
@@ -188,6 +187,11 @@ class Trained(Subject):
         result = replace(result, values=known)  # no standard error of a single sample
         self.world.once(lambda: self._keep(node, result))
         return result
+
+    def forget(self) -> None:
+        """Delete the samples: those of a checkpoint that may not stay."""
+        for drawing in self.drawings.values():
+            shutil.rmtree(drawing.gallery.folder, ignore_errors=True)
 
     def _keep(self, node: Config, result: Result) -> None:
         """A line of `metrics.jsonl`, a table and pictures."""
@@ -218,6 +222,13 @@ class Trained(Subject):
         """The pictures that a metric left."""
         folder = Derived(self.found, self.values["weights"]).folder
         return [folder / name for name in result.files]
+
+
+def demands(node: Config, process: Process) -> None:
+    """Refuse a metric that asks more of a process than it offers."""
+    for each in _nested(node):
+        name = each["name"]
+        assemble.demand("metric", name, metrics[name].needs, process)
 
 
 def _nested(node: Config) -> Iterator[Config]:

@@ -27,6 +27,9 @@ EXECUTION = (
     "fresh",
     "tries",
     "checkpoint",
+    "metric",
+    "features",
+    "evaluation",
 )
 
 

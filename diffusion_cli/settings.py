@@ -104,17 +104,52 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class Every:
-    """`every.*`: steps between two logs, saves and previews; 0 turns one off."""
+    """`every.*`: steps between logs, saves, previews, measurements; 0 turns one off."""
 
     log: int = 100
     save: int = 10_000
     preview: int = 5_000
+    eval: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self.log >= 1, "log", self.log, ">= 1")
         require(self.save >= 0, "save", self.save, ">= 0")
         require(self.preview >= 0, "preview", self.preview, ">= 0")
+        require(self.eval >= 0, "eval", self.eval, ">= 0")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`evaluation.*`: how `metric=` is measured at every multiple of `every.eval`.
+
+    Args:
+        n: Samples of every metric; null leaves each metric's own number.
+        seeds: How often they are drawn; null leaves each metric's own number.
+        batch: Samples per chunk.
+        nfe: Denoiser calls per sample; null leaves the sampler's own steps.
+        weights: `ema`, `ema-<half-life>` or `raw`.
+        best: Keep the checkpoint whose first number is the best so far.
+        patience: Measurements without a better one after which the run stops.
+        cache: Where features and classifiers are kept for all runs.
+    """
+
+    n: int | None = None
+    seeds: int | None = None
+    batch: int = 256
+    nfe: int | None = None
+    weights: str = "ema"
+    best: bool = True
+    patience: int | None = None
+    cache: str = "~/.cache/dcli"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for key in ("n", "seeds", "nfe", "patience"):
+            value, least = getattr(self, key), 2 if key == "n" else 1
+            fits = value is None or value >= least
+            require(fits, key, value, f">= {least} or null")
+        require(self.batch >= 1, "batch", self.batch, ">= 1")
 
 
 @dataclass(frozen=True)

@@ -208,8 +208,8 @@ def introduce(config: Mapping[str, Any], where: str) -> None:
 
 def last_loss(metrics: Path) -> float | None:
     """The loss of the last line of `metrics.jsonl`."""
-    lines = records.lines(metrics)
-    return float(lines[-1]["loss"]) if lines else None
+    losses = [line["loss"] for line in records.lines(metrics) if "loss" in line]
+    return float(losses[-1]) if losses else None
 
 
 def _truncate(metrics: Path, step: int) -> None:

@@ -14,9 +14,11 @@ from torch import Tensor
 from diffusion_cli import assemble, checkpoint, environment, loading
 from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
-from diffusion_cli.errors import CheckpointError, ConfigError, StorageError
+from diffusion_cli.errors import CheckpointError, ConfigError
 from diffusion_cli.latch import NonFinite
+from diffusion_cli.patience import patiently
 from diffusion_cli.preview import previews
+from diffusion_cli.progress import Judge
 from diffusion_cli.rng import shuffled
 from diffusion_cli.run_folder import RunFolder
 from diffusion_cli.settings import Every, Keep, TrainerSettings
@@ -34,7 +36,6 @@ from diffusion_cli.trainer import Trainer
 from diffusion_cli.world import World
 
 Config = dict[str, Any]
-_PAUSE = 1.0  # seconds between two attempts to write on a full disk
 
 
 class Run:
@@ -66,6 +67,7 @@ class Run:
             world=world,
         )
         self.samples = f"{len(data)} {data.fingerprint}".strip()  # how many, of what
+        self.judge = Judge(values, folder, parts.model.process, device, stop, world)
         self.meter = Meter(device)
         self.saved = -1  # the step last saved
         self.tracker: Tracker | None = None  # of the first rank
@@ -118,6 +120,10 @@ class Run:
         """Steps, and what happens between them."""
         self.stop.begin()
         first, last = self.state.step, self.settings.steps
+        if self.judge.missed(first):
+            self._measure()
+        if self.judge.weary():
+            return
         batches = self._batches(first, last, self.world.rank, self.world.size)
         for progress in self.trainer.run(self.state, batches):
             step = progress.step
@@ -136,10 +142,21 @@ class Run:
                 due = self.every.preview and (last or step % self.every.preview == 0)
                 if due and self.parts.draws:
                     self.world.once(self._preview)
-            if self.stop.agreed(self.world.agree):
+                if self.judge.due(step, last):
+                    self._measure()
+            if self.stop.agreed(self.world.agree) or self.judge.weary():
                 break
         if self.saved != self.state.step:
             self._save()
+
+    def _measure(self) -> None:
+        """Measure the checkpoint of this step."""
+        step = self.state.step
+        if self.saved != step:
+            self._save()
+        numbers = self.judge.measure(step)
+        if self.tracker:
+            self.tracker.log(step, numbers)
 
     def _close(self) -> float | None:
         """The status, and the last words."""
@@ -149,7 +166,10 @@ class Run:
         else:
             self.world.once(lambda: self.folder.report("stopped", step))
             self.stop.end(f"saved step_{step:08d}; the same command continues")
-            say(f"time budget reached at step {step}; the same command continues")
+            why, then = "time budget reached", "the same command continues"
+            if self.judge.tired:
+                why, then = "stopped early", "evaluation.patience=null goes on"
+            say(f"{why} at step {step}; {then}")
             answer(self.folder.path)
         return last_loss(self.folder.path / "metrics.jsonl")
 
@@ -201,7 +221,7 @@ class Run:
             raise CheckpointError(message, "fresh=true", "CKPT-CORRUPT") from error
         self.saved = found.step
         # a kill may have preceded it
-        self.world.once(lambda: checkpoint.prune(self.folder.checkpoints, self.keep))
+        self.world.once(self._prune)
 
     def _introduce(self, found: checkpoint.Checkpoint | None) -> None:
         count = sum(p.numel() for p in self.parts.model.parameters())
@@ -236,18 +256,8 @@ class Run:
 
     def _write(self) -> None:
         """A checkpoint of this step; on a full disk, wait for room if so asked."""
-        told = False
-        while True:
-            try:
-                return self._write_once()
-            except StorageError as error:
-                wait = self.keep.on_full == "wait" and not self.stop.requested
-                if error.code != "DISK-FULL" or not wait:
-                    raise
-                if not told:
-                    say(f"paused: disk full: {error.message}")
-                told = True
-                time.sleep(_PAUSE)
+        wait = self.keep.on_full == "wait"
+        patiently(self._write_once, lambda: wait and not self.stop.requested)
 
     def _write_once(self) -> None:
         about = {
@@ -259,8 +269,11 @@ class Run:
         plain = {"state": self.state.plain(), "meter": self.meter.plain()}
         folder, step = self.folder.checkpoints, self.state.step
         checkpoint.save(folder, step, self.state.tensors(), plain, about)
-        checkpoint.prune(folder, self.keep)
+        self._prune()
         self.folder.report("running", step)
+
+    def _prune(self) -> None:
+        checkpoint.prune(self.folder.checkpoints, self.keep, self.judge.best())
 
     def _preview(self) -> None:
         """Pictures of samples at fixed seeds, from averaged and from raw weights."""

@@ -107,9 +107,13 @@ def test_a_recipe_states_its_source_command_and_hardware(name: str) -> None:
     assert "Command:" in header and "Hardware:" in header
 
 
-def test_train_yaml_says_the_defaults_of_the_settings() -> None:
+def test_train_yaml_says_the_defaults_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DCLI_CACHE", raising=False)
     values = composed("train")
-    assert set(values) == {*config.COMPONENTS, *config.GROUPS, *asdict(RunSettings())}
+    roles = (*config.COMPONENTS, *config.MEASURING)
+    assert set(values) == {*roles, *config.GROUPS, *asdict(RunSettings())}
     for key, value in asdict(RunSettings()).items():
         assert values[key] == value, key
     for group, cls in config.GROUPS.items():

@@ -167,6 +167,7 @@ RUN = (
 ).split()
 DIGITS = (*RUN, "dataset=digits", "network=mlp", "network.width=8", "network.depth=1")
 POINTS = (*RUN, "dataset=toy2d", "dataset.labels=true", "network.width=8")
+POINTS += ("dataset.size=300",)
 SCORE = ("features=classifier", "n=20", "steps=2", "cache=cache", "batch=20")
 
 

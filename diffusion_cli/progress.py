@@ -1,0 +1,116 @@
+"""Measuring while a run trains: numbers, the best checkpoint, the wish to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from diffusion_cli import checkpoint, records
+from diffusion_cli.evaluation import Trained, demands, several
+from diffusion_cli.metrics import metrics
+from diffusion_cli.processes import Process
+from diffusion_cli.run_folder import RunFolder
+from diffusion_cli.settings import Evaluation
+from diffusion_cli.stop import Stop
+from diffusion_cli.tracking import say
+from diffusion_cli.world import World
+
+Config = dict[str, Any]
+AS_TRAINED: Config = dict.fromkeys(("dataset", "sampler", "guidance", "steps", "label"))
+
+
+class Judge:
+    """Measures checkpoints of a run as `dcli eval` would, and remembers the best.
+
+    Args:
+        config: The run's.
+        folder: The run's.
+        process: The run's; metrics that it does not suit are refused here.
+        device: Where to compute.
+        stop: Asked between batches.
+        world: The processes that share the samples.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        process: Process,
+        device: torch.device,
+        stop: Stop,
+        world: World,
+    ) -> None:
+        self.settings = Evaluation(**config["evaluation"])
+        self.every = int(config["every"]["eval"])
+        self.tired = False  # whether patience is at its end
+        self.fresh = True  # whether something was measured since it was asked
+        self.folder, self.device, self.stop, self.world = folder, device, stop, world
+        self.values: Config = {
+            **AS_TRAINED,
+            **config["evaluation"],
+            "metric": config["metric"],
+            "features": config["features"],
+            "seed": config["seed"],
+            "precision": "auto",
+            "dtype": "float32",
+        }
+        self.nodes = several(self.values) if config["metric"] else []
+        for node in self.nodes:
+            demands(node, process)
+
+    def due(self, step: int, last: bool) -> bool:
+        """Whether to measure after this step; always after the last."""
+        return bool(self.nodes and self.every) and (last or step % self.every == 0)
+
+    def missed(self, step: int) -> bool:
+        """Whether a run that goes on from here was killed before it was measured."""
+        known = [0, *(at for at, _ in self.history())]
+        return self.due(step, False) and self.world.agree(int(step not in known)) > 0
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Every number of a step's checkpoint, as `metrics.jsonl` calls it."""
+        found = checkpoint.load(self.folder.checkpoints / f"step_{step:08d}")
+        subject = Trained(found, self.values, self.device, self.stop, world=self.world)
+        numbers: dict[str, float] = {}
+        for node in self.nodes:
+            name = node["name"]
+            for key, value in subject.measure(node).values.items():
+                numbers[key if key.startswith(name) else f"{name}_{key}"] = value
+        self.world.once(subject.forget)
+        told = "  ".join(f"{key} {value:.5g}" for key, value in numbers.items())
+        say(f"step {step}  {told}")
+        self.fresh = True
+        return numbers
+
+    def history(self) -> list[tuple[int, float]]:
+        """The steps measured so far with their first number, smaller is better."""
+        if not self.nodes:
+            return []
+        name = self.nodes[0]["name"]
+        sign = -1 if metrics[name].higher else 1
+        found = []
+        for line in records.lines(self.folder.path / "metrics.jsonl"):
+            own = [k for k in line if k.startswith(name) and records.finite(line[k])]
+            if own:
+                found.append((int(line["step"]), sign * float(line[own[0]])))
+        return found
+
+    def best(self) -> int | None:
+        """The step with the best number so far, if its checkpoint is to stay."""
+        return best(self.history()) if self.settings.best else None
+
+    def weary(self) -> bool:
+        """Whether nothing got better for as long as patience lasts, on any rank."""
+        if self.fresh and self.every and self.settings.patience:
+            seen = self.history()
+            since = sum(step > (best(seen) or 0) for step, _ in seen)
+            self.tired = self.world.agree(int(since >= self.settings.patience)) > 0
+            self.fresh = False
+        return self.tired
+
+
+def best(history: Sequence[tuple[int, float]]) -> int | None:
+    """The first step with the smallest number."""
+    return min(history, key=lambda seen: (seen[1], seen[0]))[0] if history else None
