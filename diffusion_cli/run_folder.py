@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -117,6 +118,16 @@ class RunFolder:
         self.write("environment.json", json.dumps(about, indent=1))
         if changes:
             self.write("changes.diff", changes)
+
+    def fail(self, error: BaseException, step: int, rank: int) -> None:
+        """Keep what ended the run, and where it stands; the first rank reports."""
+        if isinstance(error, Exception):
+            text = "".join(traceback.format_exception(error))
+            self.write(f"logs/error-rank{rank}.txt", text)
+            if rank == 0:
+                self.report("failed", step, str(error))
+        elif rank == 0:
+            self.report("stopped", step)
 
     def write(self, name: str, text: str) -> Path:
         """Replace a small file as a whole."""

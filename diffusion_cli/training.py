@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,7 +92,7 @@ class Run:
         except BaseException as error:
             if isinstance(error, NonFinite):
                 self._blame(error)
-            self._fail(error)
+            self.folder.fail(error, max(self.saved, 0), self.world.rank)
             raise
         finally:
             self.bar.close()
@@ -295,13 +294,3 @@ class Run:
         if self.world.rank == 0:
             path = self.folder.write(name, report)
             error.message += f"; the batch is kept in {path}"
-
-    def _fail(self, error: BaseException) -> None:
-        rank = self.world.rank
-        if isinstance(error, Exception):
-            text = "".join(traceback.format_exception(error))
-            self.folder.write(f"logs/error-rank{rank}.txt", text)
-            if rank == 0:
-                self.folder.report("failed", max(self.saved, 0), str(error))
-        elif rank == 0:
-            self.folder.report("stopped", max(self.saved, 0))
