@@ -152,7 +152,7 @@ def test_the_keys_of_the_readme_exist() -> None:
     train, sample = (words for words in _tables())
     groups = [f"{g}.{f.name}" for g, cls in config.GROUPS.items() for f in fields(cls)]
     own = [field.name for field in fields(RunSettings)]
-    known = {*own, *groups, *config.COMPONENTS, "optimizer.lr"}
+    known = {*own, *groups, *config.COMPONENTS, *config.MEASURING, "optimizer.lr"}
     assert set(train) <= known
     assert known - set(train) <= {"trainer.ema_ramp"}, "keys that it does not explain"
     drawn = {field.name for field in fields(SampleSettings)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 Points = Sequence[tuple[float, float, float]]  # x, y, the spread of y
 
@@ -36,6 +37,10 @@ def chart(
         axes.scatter(xs, ys, s=120, fc="none", ec="black", label=ringed)
     axes.set_xscale("log" if log_x else "linear")
     axes.set_yscale("log" if log_y else "linear")
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log" and _narrow(*axis.get_view_interval()):
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3, which="both")
@@ -44,3 +49,8 @@ def chart(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _narrow(low: float, high: float) -> bool:
+    """Whether powers of ten alone would leave an axis without numbers."""
+    return high / low < 30
