@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with nothing_to_save():
             code = _dispatch(words)
-        sys.stdout.flush()
+        if sys.stdout:  # None if it was closed from the start
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of a pipe has gone: nothing to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

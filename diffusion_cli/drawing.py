@@ -227,15 +227,19 @@ class Drawing:
         fewer = max(1, batch // 2)
         with memory(f"sample: batch={batch}", f"batch={fewer}"):
             walk = self.built.sampler.trajectory(denoiser, x, rng)
+            sound: list[Tensor] = []  # on the device, a flag for each step
             for x in walk:
                 if self.stop.requested:
                     self.stop.end("the same command continues")
                 if filmed:
                     states.append(self.gallery.shown(x))
+                sound.append(x.isfinite().all())
                 bar.update()
-        if x.is_floating_point() and not bool(x.isfinite().all()):
-            name = self.built.chosen["sampler"]["name"]
-            message = f"sample: NONFINITE: sampler `{name}` left the finite numbers"
+        if not bool(x.isfinite().all()):
+            name, flags = self.built.chosen["sampler"]["name"], torch.stack(sound)
+            where = f"at step {int((~flags).nonzero()[0]) + 1} of {len(flags)}"
+            what = f"sampler `{name}` left the finite numbers {where}"
+            message = f"sample: NONFINITE: {what}"
             raise NumericsError(message, "steps=<more>, or precision=fp32", "NONFINITE")
         return x.float() if x.is_floating_point() else x, states
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import errno
 import re
 import traceback
+from importlib import metadata
 
 from diffusion_cli.config import COMPONENTS, flat, unknown
-from diffusion_cli.errors import ConfigError, DcliError, OutOfMemory, StorageError
+from diffusion_cli.errors import (
+    ConfigError,
+    DcliError,
+    EnvironmentFault,
+    OutOfMemory,
+    StorageError,
+)
 from diffusion_cli.registry import near
 
 _FULL = {errno.ENOSPC: "DISK-FULL", errno.EDQUOT: "DISK-FULL", errno.EROFS: "READONLY"}
@@ -26,6 +33,14 @@ def explain(problem: BaseException, verb: str = "train") -> DcliError:
         where = problem.filename or "disk"
         return StorageError(
             f"{where}: {problem.strerror}", "free some space", _FULL[problem.errno]
+        )
+    if "torchvision::" in str(problem):  # an operator that this build lacks
+        torch, vision = (metadata.version(name) for name in ("torch", "torchvision"))
+        text = f"torch {torch} does not go with torchvision {vision}"
+        return EnvironmentFault(
+            f"environment: {text}: {_first_line(problem)}",
+            "pip install --upgrade torch torchvision",
+            "ABI",
         )
     frames = traceback.extract_tb(problem.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -151,6 +151,18 @@ and run folder. Reads no data and leaves nothing on disk.
 {_TRAIN_KEYS}""",
         "train",
     ),
+    "doctor": Verb(
+        "look at this machine: what is here, what is fast, what is exact",
+        """\
+usage: dcli doctor [--json]
+
+Print versions, devices, folders, extras, and which promises about equal bits hold here:
+a tiny model is trained twice, resumed and sampled from. Exit 5 if something is wrong.
+
+  dcli doctor
+  dcli doctor --json
+""",
+    ),
     "list": Verb(
         "show the components: what they are and what they go with",
         """\

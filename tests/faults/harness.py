@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing.util
 import os
 import re
 import shutil
@@ -99,7 +100,9 @@ class Child:
             if before:
                 before()
             code = cli.main(list(words))
-            sys.stdout.flush()
+            if sys.stdout:
+                sys.stdout.flush()
+            multiprocessing.util._exit_function()  # as at the end of any program
         except BaseException:
             import traceback
 
