@@ -30,7 +30,14 @@ WRITING = "ckpt.write:model.safetensors@0:sleep:1"
 
 
 def once(number: int, to_all: bool = False) -> Callable[[Child], Any]:
-    return lambda child: child.until("step 7/12").send(number, to_all)
+    return lambda child: within(child, 8).send(number, to_all)
+
+
+def within(child: Child, step: int) -> Child:
+    """Wait until it sleeps in a step."""
+    child.until(f"step {step - 1}/12")
+    time.sleep(0.2)  # what follows the line of a step takes milliseconds
+    return child
 
 
 def twice(child: Child) -> None:
@@ -230,7 +237,7 @@ def test_requeued_again_and_again(place: Place) -> None:
     """C11: one metrics stream, no step twice."""
     for step in (3, 7):
         child = place.start(*TRAIN, fault=f"step.loss@{step + 1}:sleep:0.6")
-        told = child.until(f"step {step}/12").send(TERM).end()
+        told = within(child, step + 1).send(TERM).end()
         assert told.code == 143, told.err
     told = place.dcli(*TRAIN)
     says(told, "resuming from step_00000008")
