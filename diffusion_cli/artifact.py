@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,13 +25,13 @@ from diffusion_cli import failpoints
 from diffusion_cli.errors import CheckpointError, StorageError
 
 _log = logging.getLogger(__name__)
-_CHUNK = 1 << 20
 _LARGEST_MANIFEST = 8 << 20
 _DEEPEST_JSON = 32
 _FULL = (errno.ENOSPC, errno.EFBIG)
 _PASSING = (errno.EIO, errno.EDQUOT)  # may go away: tried again
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _ATTEMPTS = 4
+_HASHING = 4  # files hashed at a time; hashes leave the interpreter free
 
 T = TypeVar("T")
 Content = Callable[[], Iterable[bytes | memoryview]]
@@ -67,8 +68,9 @@ def verify(folder: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise broken(folder, "manifest.json lists no files")
-    for name, entry in files.items():
-        _verify(folder, name, entry)
+    with ThreadPoolExecutor(_HASHING) as pool:
+        for _ in pool.map(lambda name: _verify(folder, name, files[name]), files):
+            pass
     return manifest
 
 
@@ -177,10 +179,8 @@ def _verify(folder: Path, name: str, entry: Any) -> None:
     if size < expected:
         what = f"{name} truncated: expected {expected} bytes, have {size}"
         raise broken(folder, what)
-    sha = hashlib.sha256()
     with path.open("rb") as file:
-        while part := file.read(_CHUNK):
-            sha.update(part)
+        sha = hashlib.file_digest(file, "sha256")
     if size != expected or sha.hexdigest() != entry.get("sha256"):
         raise broken(folder, f"{name}: sha256 mismatch")
 

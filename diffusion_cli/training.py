@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor
 from diffusion_cli import assemble, checkpoint, environment, loading
 from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
-from diffusion_cli.errors import CheckpointError, ConfigError
+from diffusion_cli.errors import CheckpointError, ConfigError, StorageError
 from diffusion_cli.latch import NonFinite
-from diffusion_cli.patience import patiently
 from diffusion_cli.preview import previews
 from diffusion_cli.progress import Judge
 from diffusion_cli.rng import shuffled
 from diffusion_cli.run_folder import RunFolder
+from diffusion_cli.saving import Saver
 from diffusion_cli.settings import Every, Keep, TrainerSettings
 from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import (
@@ -68,7 +68,7 @@ class Run:
         self.samples = f"{len(data)} {data.fingerprint}".strip()  # how many, of what
         self.judge = Judge(values, folder, parts.model.process, device, stop, world)
         self.meter = Meter(device)
-        self.saved = -1  # the step last saved
+        self.saver = Saver(folder, self.keep, stop)
         self.tracker: Tracker | None = None  # of the first rank
 
     def train(self, overrides: list[str]) -> float | None:
@@ -90,9 +90,12 @@ class Run:
         try:
             self._loop()
         except BaseException as error:
+            if isinstance(error, Exception):
+                with suppress(StorageError):
+                    self.saver.watch(wait=True)
             if isinstance(error, NonFinite):
                 self._blame(error)
-            self.folder.fail(error, max(self.saved, 0), self.world.rank)
+            self.folder.fail(error, max(self.saver.saved, 0), self.world.rank)
             raise
         finally:
             self.bar.close()
@@ -143,16 +146,19 @@ class Run:
                     self.world.once(self._preview)
                 if self.judge.due(step, last):
                     self._measure()
+            self.saver.watch()
             if self.stop.agreed(self.world.agree) or self.judge.weary():
                 break
-        if self.saved != self.state.step:
+        if self.saver.asked != self.state.step:
             self._save()
+        self.world.once(lambda: self.saver.watch(wait=True))
 
     def _measure(self) -> None:
         """Measure the checkpoint of this step."""
         step = self.state.step
-        if self.saved != step:
+        if self.saver.asked != step:
             self._save()
+        self.world.once(lambda: self.saver.watch(wait=True))
         numbers = self.judge.measure(step)
         if self.tracker:
             self.tracker.log(step, numbers)
@@ -218,7 +224,7 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             message = f"{found.folder}: state.json does not fit: {error}"
             raise CheckpointError(message, "fresh=true", "CKPT-CORRUPT") from error
-        self.saved = found.step
+        self.saver.asked = self.saver.saved = found.step
         # a kill may have preceded it
         self.world.once(self._prune)
 
@@ -248,17 +254,11 @@ class Run:
     def _save(self) -> None:
         self.trainer.check(self.state)
         self.world.same(dict(self.state.model.named_parameters()))
-        begun = time.monotonic()
         self.world.once(self._write)
-        self.stop.note = f"the last save took {time.monotonic() - begun:.1f} s"
-        self.saved = self.state.step
+        self.saver.asked = self.state.step  # on the other ranks too
 
     def _write(self) -> None:
-        """A checkpoint of this step; on a full disk, wait for room if so asked."""
-        wait = self.keep.on_full == "wait"
-        patiently(self._write_once, lambda: wait and not self.stop.requested)
-
-    def _write_once(self) -> None:
+        """Begin a checkpoint of this step; it is written while training goes on."""
         about = {
             "config": self.config,
             "data": self.data.spec.plain(),
@@ -266,10 +266,8 @@ class Run:
             "versions": environment.versions(),
         }
         plain = {"state": self.state.plain(), "meter": self.meter.plain()}
-        folder, step = self.folder.checkpoints, self.state.step
-        checkpoint.save(folder, step, self.state.tensors(), plain, about)
-        self._prune()
-        self.folder.report("running", step)
+        tensors, best = self.state.tensors(), self.judge.best()
+        self.saver.begin(self.state.step, tensors, plain, about, best)
 
     def _prune(self) -> None:
         checkpoint.prune(self.folder.checkpoints, self.keep, self.judge.best())

@@ -179,7 +179,8 @@ def test_a_full_disk_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match="No space left"):
         train.run(tiny(out="run"), [])
     assert checkpoint.load("run").step == 4
-    assert len((Path("run") / "metrics.jsonl").read_text().splitlines()) == 1
+    status = json.loads((Path("run") / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("failed", 4)
 
 
 def test_init_starts_from_other_weights(control: Path) -> None:

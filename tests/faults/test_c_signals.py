@@ -27,6 +27,7 @@ INT, TERM, USR1, USR2 = (
 )
 SLOW = "step.loss@8:sleep:0.6"  # a signal after the line of step 7 finds step 8
 WRITING = "ckpt.write:model.safetensors@0:sleep:1"
+WRITTEN = f"{WRITING},step.loss@8:sleep:1.5"  # step 4 is saved before step 8 is
 
 
 def once(number: int, to_all: bool = False) -> Callable[[Child], Any]:
@@ -126,8 +127,8 @@ ROWS = [
     Row("C4-build", early, 143, "SIGTERM: nothing to save", None, "", a_long_build),
     Row("C6-usr1", once(USR1), 138, "SIGUSR1: " + SAVED % 8, 8, SLOW, a_scheduler),
     Row("C6-usr2", once(USR2), 140, "SIGUSR2: " + SAVED % 8, 8, SLOW, a_scheduler),
-    Row("C9", while_saving, 143, "SIGTERM: " + SAVED % 4, 4, WRITING),
-    Row("C10", grace_is_short, -9, r"the last save took \d+\.\d s", 4, WRITING),
+    Row("C9", while_saving, 143, "SIGTERM: " + SAVED % 8, 8, WRITING),
+    Row("C10", grace_is_short, -9, r"the last save took \d+\.\d s", 4, WRITTEN),
     Row("C14", importing, 143, "SIGTERM: nothing to save", None, "", a_long_import),
 ]  # fmt: skip
 
