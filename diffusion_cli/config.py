@@ -25,7 +25,12 @@ from diffusion_cli import plugins
 from diffusion_cli.errors import ConfigError, EnvironmentFault
 from diffusion_cli.identity import dotted
 from diffusion_cli.registry import ROLES, Registry, check_call, near
-from diffusion_cli.requests import EvalSettings, FitSettings, SampleSettings
+from diffusion_cli.requests import (
+    EvalSettings,
+    FitSettings,
+    SampleSettings,
+    TuneSettings,
+)
 from diffusion_cli.settings import (
     Evaluation,
     Every,
@@ -69,6 +74,7 @@ VERBS = {
     "sample": Keys(SampleSettings, roles=("sampler", "guidance")),
     "eval": Keys(EvalSettings, roles=("dataset", "sampler", "guidance", *MEASURING)),
     "fit": Keys(FitSettings, roles=("dataset",)),
+    "tune": Keys(TuneSettings, roles=("sampler", "guidance")),
 }
 STACKED = ("guidance", "metric")  # several nodes, in order
 

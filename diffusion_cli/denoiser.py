@@ -105,8 +105,13 @@ class Context(ABC):
         """Clean samples from a file or a folder, (N, ...) in the range of the data."""
 
     @abstractmethod
-    def fitted(self, name: str) -> Mapping[str, Tensor]:
-        """What `dcli fit` found for the weights at hand, by name."""
+    def fitted(self, name: str, by: str) -> Mapping[str, Tensor]:
+        """What a command found for the weights at hand, by name.
+
+        Args:
+            name: What it is called beside the weights.
+            by: The command, as `fit ckpt=RUN`, for whoever has not run it.
+        """
 
     @abstractmethod
     def recorded(self, name: str) -> Tensor:

@@ -122,12 +122,12 @@ class Place(Context):
     def prompt(self, text: str, mask: str) -> Tensor:
         return self.kind.prompt(text, self.spec, mask).to(self.device)
 
-    def fitted(self, name: str) -> Mapping[str, Tensor]:
-        found = self._sampled(f"what `dcli fit` finds under `{name}`")
+    def fitted(self, name: str, by: str) -> Mapping[str, Tensor]:
+        found = self._sampled(f"what `dcli {by}` finds")
         values = Derived(found, self.weights).read(name)
         if values is None:
-            message = f"{found.home}: nothing was fitted yet for `{name}`"
-            raise ConfigError(message, f"dcli fit ckpt={found.home} variance={name}")
+            message = f"{found.home}: nothing was found yet for `{name}`"
+            raise ConfigError(message, f"dcli {by.replace('RUN', str(found.home))}")
         self.used[name] = fingerprint(*values.values())
         return {key: value.to(self.device) for key, value in values.items()}
 

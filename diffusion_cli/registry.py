@@ -206,6 +206,8 @@ def _construct(value: Any, annotation: Any, given: Mapping[str, Any]) -> Any:
 
 def _fit(value: Any, annotation: Any, where: str) -> tuple[Any, list[ConfigError]]:
     role = _role(annotation)
+    if role and isinstance(value, str):
+        value = {"name": value}  # a word alone: that component with its defaults
     if role and isinstance(value, Mapping):
         return role.check(value, where)
     try:

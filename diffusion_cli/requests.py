@@ -185,3 +185,45 @@ class FitSettings:
         require(self.times is None or self.times >= 2, "times", self.times, ">= 2")
         require(self.batch >= 1, "batch", self.batch, ">= 1")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """The keys of `tune.yaml`.
+
+    Args:
+        ckpt: A run or checkpoint folder, or the unique beginning of a run's name.
+        steps: Steps of the sampler; null leaves the sampler's own.
+        nfe: Denoiser calls instead of steps: as many steps as fit.
+        n: Trajectories; the grid is fitted to one half and judged by the other.
+        batch: Trajectories at once.
+        rounds: How often every knot of the grid is moved, each time half as far.
+        seed: Which trajectories.
+        weights: `ema`, `ema-<half-life>` or `raw`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        precision: Precision of the network alone.
+        plugins: Python files or modules to import first.
+    """
+
+    ckpt: str
+    steps: int | None = None
+    nfe: int | None = None
+    n: int = 128
+    batch: int = 64
+    rounds: int = 4
+    seed: int = 0
+    weights: str = "ema"
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    plugins: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.steps is None or self.steps >= 2, "steps", self.steps, ">= 2")
+        require(self.nfe is None or self.nfe >= 2, "nfe", self.nfe, ">= 2")
+        both = self.steps is not None and self.nfe is not None
+        require(not both, "nfe", self.nfe, "given without steps")
+        require(self.n >= 4, "n", self.n, ">= 4")
+        require(self.batch >= 1, "batch", self.batch, ">= 1")
+        require(self.rounds >= 1, "rounds", self.rounds, ">= 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")

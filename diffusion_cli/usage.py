@@ -138,6 +138,30 @@ keys:
 {_HYDRA}""",
         "fit",
     ),
+    "tune": Verb(
+        "fit the steps of a sampler to a trained run",
+        f"""\
+usage: dcli tune ckpt=RUN [KEY=VALUE ...]
+
+Find where a sampler of few steps should take them, for the weights of a run, and keep
+it beside them, under RUN/derived/. `sampler.grid=tuned` reads it when it samples.
+
+  dcli tune ckpt=digits nfe=8
+  dcli sample ckpt=digits nfe=8 sampler=eab sampler.grid=tuned
+
+keys:
+  ckpt=RUN                     a run, a checkpoint, or the beginning of a run's name
+  sampler=eab                  a sampler with a grid that draws no noise
+  steps=8 or nfe=8             steps of the sampler, or denoiser calls
+  n=128 batch=64 seed=0        trajectories, how many at once, and which
+  rounds=4                     how often every knot of the grid is moved
+  guidance=NAME guidance.KEY=VALUE
+  weights=ema                  ema, ema-<half-life>, raw
+  device=auto precision=auto plugins=[FILE.py]
+
+{_HYDRA}""",
+        "tune",
+    ),
     "check": Verb(
         "check a training command without running it",
         f"""\

@@ -28,6 +28,7 @@ from diffusion_cli.rng import Rng
 
 Estimate = Literal["noise", "error", "clean"]
 LARGEST = 80.0  # of sigma / alpha, where a path itself knows no largest
+BY_FIT = "fit ckpt=RUN variance=analytic"  # the command that finds it
 
 
 class Spread:

@@ -205,7 +205,7 @@ class Known(Context):
     def samples(self, path: str) -> Tensor:
         raise NotImplementedError
 
-    def fitted(self, name: str) -> Mapping[str, Tensor]:
+    def fitted(self, name: str, by: str) -> Mapping[str, Tensor]:
         return self.fits[name]
 
     def recorded(self, name: str) -> Tensor:

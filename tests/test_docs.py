@@ -78,7 +78,8 @@ def test_the_commands_of_the_readme(
     verb, *rest = [word for word in words if not word.startswith("hydra/")]
     assert verb in VERBS
     if (
-        verb in ("sample", "eval", "fit", "runs", "report", "sweep") or "-m" in rest
+        verb in ("sample", "eval", "fit", "tune", "runs", "report", "sweep")
+        or "-m" in rest
     ):  # as far as the check
         monkeypatch.setattr(cli, "command", lambda verb: lambda values, words: None)
     outcome = dcli("check" if verb == "train" else verb, *rest)

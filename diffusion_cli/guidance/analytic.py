@@ -10,7 +10,7 @@ from diffusion_cli.core import Normal, Posterior
 from diffusion_cli.denoiser import Context, Denoiser
 from diffusion_cli.guidance import guidances
 from diffusion_cli.processes.affine import Diffusion, like
-from diffusion_cli.variance import Estimate, fitted, recorded
+from diffusion_cli.variance import BY_FIT, Estimate, fitted, recorded
 
 
 @guidances("analytic")
@@ -49,7 +49,8 @@ class Analytic(Denoiser):
         self.inner, self.process = denoiser, denoiser.process
         process = cast(Diffusion, denoiser.process)
         if source == "fit":
-            self.spread = fitted(process, context.fitted("analytic"), estimate, clip)
+            values = context.fitted("analytic", BY_FIT)
+            self.spread = fitted(process, values, estimate, clip)
         else:
             self.spread = recorded(process, context.recorded("record.cells"), clip)
 

@@ -12,7 +12,7 @@ from diffusion_cli.processes import Process
 from diffusion_cli.processes.affine import Diffusion
 from diffusion_cli.samplers import Grid, grids
 from diffusion_cli.settings import require
-from diffusion_cli.variance import Spread, fitted
+from diffusion_cli.variance import BY_FIT, Spread, fitted
 
 
 @grids("optimal")
@@ -40,7 +40,7 @@ class Optimal(Grid):
 
     def __call__(self, process: Process, steps: int) -> Tensor:
         path = cast(Diffusion, process)
-        values = self.context.fitted("analytic")
+        values = self.context.fitted("analytic", BY_FIT)
         times = values["times"].double().cpu()
         if times[-1] < path.span[1]:
             times = torch.cat((times, times.new_tensor(path.span[1:])))

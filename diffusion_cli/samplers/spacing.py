@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from diffusion_cli.processes import Process
-from diffusion_cli.processes.affine import Affine
 from diffusion_cli.samplers import Grid, grids
+from diffusion_cli.samplers.noise_grid import NoiseGrid, strictly_falling
 from diffusion_cli.settings import require
-
-LARGEST = 80.0  # EDM's sigma_max, where a path itself knows no largest sigma / alpha
-
-
-def strictly_falling(nodes: Tensor, steps: int) -> Tensor:
-    """The nodes with the final 0, or an error if two of them fell together."""
-    times = torch.cat((nodes, torch.zeros(1, dtype=torch.float64)))
-    if bool((times.diff() >= 0).any()):
-        raise ValueError(f"steps: {steps} are more than this grid can tell apart")
-    return times
 
 
 class TimeGrid(Grid):
@@ -99,39 +88,6 @@ class Stride(Grid):
         require(steps <= known, "steps", steps, f"<= {known}, the times it knows")
         first = 1 + torch.arange(steps, dtype=torch.float64) * (known // steps)
         return strictly_falling(first.flip(0) / known, steps)
-
-
-class NoiseGrid(Grid):
-    """Even steps in a function of sigma / alpha, between the ends of the process.
-
-    The first time is the end of the process itself, also where sigma / alpha is
-    infinite there and the steps only count from sigma_max.
-    """
-
-    needs = Affine
-
-    def __init__(self, sigma_min: float | None, sigma_max: float | None) -> None:
-        require(
-            sigma_min is None or sigma_min > 0, "sigma_min", sigma_min, "> 0 or null"
-        )
-        above = sigma_max is None or sigma_max > (sigma_min or 0)
-        require(above, "sigma_max", sigma_max, "> sigma_min or null")
-        self.least, self.most = sigma_min, sigma_max
-
-    def __call__(self, process: Process, steps: int) -> Tensor:
-        schedule = cast(Affine, process).schedule
-        scales = schedule(torch.tensor(process.span, dtype=torch.float64))
-        least, most = (float(ratio) for ratio in scales.sigma / scales.alpha)
-        least = self.least or least
-        most = self.most or (most if scales.alpha[1] > 0 else LARGEST)
-        nodes = schedule.time(self.ratios(least, most, steps))
-        if self.most is None:
-            nodes[0] = process.span[1]
-        return strictly_falling(nodes, steps)
-
-    @abstractmethod
-    def ratios(self, least: float, most: float, steps: int) -> Tensor:
-        """`steps` falling values of sigma / alpha from `most` to `least`, float64."""
 
 
 @grids("rho")
