@@ -6,7 +6,8 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
   $$python -c '$(SUITS)' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: setup demo check test test-slow fault-test test-gpu cluster-test clean
+.PHONY: setup demo check test test-slow fault-test test-gpu cluster-test
+.PHONY: bench clean
 
 setup: .venv/installed
 
@@ -42,8 +43,12 @@ cluster-test: export OMP_NUM_THREADS = 1
 cluster-test: .venv/installed-dev
 	$(BIN)/pytest -m cluster tests/cluster
 
+# beside the packages that do some of the same, each in an environment under .bench
+bench: .venv/installed-dev
+	$(BIN)/python scripts/bench
+
 clean:
-	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .bench dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c '$(SUITS)' 2>/dev/null || { \

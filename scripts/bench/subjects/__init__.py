@@ -1,0 +1,1 @@
+"""What is measured; each function runs in the environment of its package."""
