@@ -237,7 +237,9 @@ def sampler(
         try:
             grid(process, built.steps)
         except ValueError as error:
-            raise ConfigError(f"sampler.{error}") from error
+            most = process.levels
+            hint = f"sampler.steps={most}" if most and built.steps > most else ""
+            raise ConfigError(f"sampler.{error}", hint) from error
     built.check(process)
     return built
 

@@ -585,6 +585,8 @@ def test_what_asks_for_more_is_refused_with_a_reason(role, name):
     with pytest.raises(ConfigError) as caught:
         assemble.parts(chosen("cold_blur", **{role: name}), SPEC)
     assert REASONS.get(name, "`cold` is not one") in caught.value.render()
+    if name == "ancestral":
+        assert caught.value.hint == "sampler.steps=50"
 
 
 def test_the_kernels_are_those_of_cold_processes():

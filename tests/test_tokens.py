@@ -413,7 +413,7 @@ SAMPLERS = {
     "ancestral": {"steps": 40, "grid": {"name": "uniform"}},
     "cached": {"steps": 40, "grid": {"name": "uniform"}},
     "first_hitting": {},
-    "confident": {"steps": 3, "temperature": 1.0},
+    "confident": {"steps": 3, "temperature": 4.5},
 }
 
 
@@ -489,6 +489,55 @@ def test_confidence_reveals_the_surest_first_and_leaves_nothing_hidden():
         )
     # the first to appear is the one whose own draw was likeliest
     assert int((states[0] != process.mask).sum(0).argmax()) == 7
+
+
+class Prompted(Table):
+    """A table beside a prompt; it notes how many of its tokens it saw hidden."""
+
+    def __init__(self, process, prompt, p):
+        super().__init__("mask", process, p)
+        self.prompt, self.seen = torch.tensor(prompt), []
+
+    def forward(self, x, t, **cond):
+        self.seen.append((x == self.process.vocab).sum(1))
+        x = torch.where(self.prompt >= 0, self.prompt, x)
+        return Categorical(super().forward(x, t).logits, given=self.prompt)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 50])
+def test_confidence_spends_its_steps_on_open_places(steps):
+    """A prompt takes none, and a step without a hidden token has no call."""
+    process = build("mask", 2, 6)
+    known = Prompted(process, [-1, 1, -1, -1, 0, -1], table(2, 6))
+    own = {"steps": steps, "temperature": 4.5}
+    x = walk("confident", process, known, 40, **own)
+    taken = min(steps, 4)
+    left = [math.floor(4 * math.cos(math.pi / 2 * k / taken) + 1e-9) for k in (1, 2, 3)]
+    left = [min(n, 4 - k) for k, n in enumerate(left, 1)][: taken - 1]
+    assert [int(n.min()) for n in known.seen] == [6, *left]
+    assert [int(n.max()) for n in known.seen] == [6, *left]
+    assert known.calls == taken
+    assert bool((x[:, 1] == 1).all() and (x[:, 4] == 0).all() and (x < 2).all())
+
+
+def test_confidence_grows_whatever_the_number_of_steps():
+    """Steps beyond the tokens do not put off the end of chance."""
+    process, n = build("mask", 2, 4), 400
+    known = Prompted(process, [-1] * 4, table(2, 4))
+    few = walk("confident", process, known, n, steps=4, temperature=4.5)
+    assert torch.equal(few, walk("confident", process, known, n, steps=99))
+
+
+def test_first_hitting_asks_for_open_places_alone():
+    process = build("mask", 2, 6)
+    known = Prompted(process, [-1, 1, -1, 0, 0, -1], table(2, 6))
+    x = walk("first_hitting", process, known, 40)
+    assert [n.unique().tolist() for n in known.seen] == [[6], [2], [1]]
+    assert bool((x[:, 1] == 1).all() and (x < 2).all())
+    sampler = samplers.build({"name": "first_hitting"})
+    assert [s.tolist() for s in sampler.trajectory(known, x[:2], rows(2))] == [
+        x[:2].tolist()
+    ]
 
 
 @pytest.mark.parametrize("name", EVERY)

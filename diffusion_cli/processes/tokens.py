@@ -60,6 +60,12 @@ def log_belief(q: Posterior, tokens: Tensor) -> Tensor:
     return scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
+def laid(q: Posterior, x: Tensor) -> Tensor:
+    """x_t with the tokens that are known beforehand, which are never spoilt."""
+    given = cast(Categorical, q).given
+    return x if given is None else torch.where(given >= 0, given, x)
+
+
 def choose(weights: Tensor, rng: Rng) -> Tensor:
     """A draw in proportion to weights (B, L, V), float64: (B, L) int64.
 
@@ -117,10 +123,7 @@ class Tokens(Process):
         final: Literal["draw", "mode"] = "draw",
     ) -> Tensor:
         """Draw x_s; `final` is how x_0 itself is taken from the belief."""
-        rng = rng.child("reverse")
-        given = cast(Categorical, q).given
-        if given is not None:  # never spoilt, whatever x_t says
-            x = torch.where(given >= 0, given, x)
+        rng, x = rng.child("reverse"), laid(q, x)
         if final == "mode" and bool((s == 0).all()):
             return self.settled(x, belief(q).argmax(-1))
         if kernel == "posterior":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.processes import Process
-from diffusion_cli.processes.tokens import Masking, belief, choose
+from diffusion_cli.processes.tokens import Masking, belief, choose, laid
 from diffusion_cli.rng import Rng
 from diffusion_cli.samplers import Sampler, samplers
 from diffusion_cli.settings import require
@@ -20,16 +20,17 @@ from diffusion_cli.settings import require
 class Confident(Sampler):
     """Draws all hidden tokens and keeps those of which the belief is surest.
 
-    confidence_i = log p(x_0i) + temperature (1 - k / steps) gumbel_i
+    confidence_i = log p(x_0i) + temperature (1 - k / N) gumbel_i
 
-    After step k of `steps`, floor(L cos(pi k / (2 steps))) tokens stay hidden. Few
-    steps suffice for a good sample; but the order is no sample of the model's own
-    distribution, whatever the number of steps.
+    After step k of N = min(steps, H), where H tokens are hidden at first,
+    floor(H cos(pi k / 2N)) still are: a prompt takes no steps, and every step shows a
+    token. Few steps suffice for a good sample; but the order is no sample of the
+    model's own distribution, whatever the number of steps.
 
     Reference: Chang et al. 2022, section 3.2, arXiv:2202.04200.
 
     Args:
-        steps: Number of steps; one evaluation each.
+        steps: Number of steps; one evaluation each, while tokens are hidden.
         temperature: How far chance decides the order at the start.
     """
 
@@ -46,17 +47,25 @@ class Confident(Sampler):
     def trajectory(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Iterator[Tensor]:
         process = denoiser.process
         assert isinstance(process, Masking)
-        length = x.shape[1]
         for k in range(1, self.steps + 1):
             hidden, own = x == process.mask, rng.at(k).child("confident")
+            if not hidden.any():
+                yield x
+                continue
+            q = denoiser(x, process.instant(hidden.double().mean(1)))
+            x = laid(q, x)
+            hidden = x == process.mask
             n = hidden.sum(1)
-            p = belief(denoiser(x, process.instant(n.double() / length)))
+            if k == 1:
+                first, steps = n, n.clamp(1, self.steps).double()  # (B,)
+            part = (k / steps).clamp(max=1)
+            p = belief(q)
             token = choose(p, own.child("token"))
             gumbel = -torch.log(-torch.log(own.child("order").uniform(x.shape)))
             sure = p.gather(-1, token[..., None])[..., 0].log()
-            sure = sure + self.temperature * (1 - k / self.steps) * gumbel
+            sure = sure + self.temperature * (1 - part[:, None]) * gumbel
             rank = sure.masked_fill(~hidden, -math.inf).argsort(-1, True).argsort(-1)
-            rest = math.floor(length * math.cos(math.pi / 2 * k / self.steps) + 1e-9)
-            stay = (n - 1).clamp(min=0, max=rest) if k < self.steps else 0 * n
+            rest = (first * (math.pi / 2 * part).cos() + 1e-9).floor().long()
+            stay = rest.minimum(n - 1).clamp(min=0)
             x = torch.where(hidden & (rank < (n - stay)[:, None]), token, x)
             yield x
