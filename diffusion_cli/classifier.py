@@ -18,6 +18,7 @@ from diffusion_cli.datasets import Dataset
 from diffusion_cli.datasets.storage import build_once
 from diffusion_cli.denoiser import Model
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.identity import PLACES
 from diffusion_cli.place import stored, trained
 from diffusion_cli.registry import ROLES
 from diffusion_cli.settings import TrainerSettings
@@ -26,7 +27,6 @@ from diffusion_cli.tracking import say
 from diffusion_cli.trainer import Trainer
 
 Config = dict[str, Any]
-PLACES = ("root", "cache", "flip")  # keys of a data set that do not change its samples
 STEPS, BATCH = 1000, 64
 RECIPE: Config = {
     "process": {"name": "gaussian", "schedule": {"name": "karras"}},

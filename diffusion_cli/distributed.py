@@ -71,6 +71,7 @@ class Ranks(World):
 
     def pool(self, parts: Sequence[Tensor], batch: int) -> Tensor:
         flat = [part.reshape(len(part), -1).double().cpu() for part in parts]
+        self.meet()  # one batch more is no rank that hangs
         most = self.agree(len(flat))
         width = self.agree(max((part.shape[1] for part in flat), default=0))
         mine = torch.full((most, batch, width), torch.nan, dtype=torch.float64)

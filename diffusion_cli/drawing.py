@@ -164,6 +164,7 @@ class Drawing:
                 self.chunks_drawn += 1
                 if film and states:
                     self.gallery.film(states, film)
+        self.world.meet()  # one chunk more is no rank that hangs
         counts = self.built.sampler.counted()
         mine = torch.tensor([[self.rows_seen, self.chunks_drawn, *counts.values()]])
         rows, drawn, *totals = self.world.gather(mine).sum(0).tolist()

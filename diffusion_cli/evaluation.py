@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class Trained(Subject):
         self.found, self.values = found, values
         self.world = world or Alone()
         self.device, self.stop, self.kind = device, stop, kind(found)
+        self.batch: int = values["batch"]
         self.built = self._built()
         self.model, self.denoiser = self.built.model, self.built.denoiser
         self.cache: Path = Path(values["cache"]).expanduser()
@@ -122,10 +123,12 @@ class Trained(Subject):
     def _batches(self, data: Dataset, n: int | None, first: int) -> Iterator[Batch]:
         data.still()
         prepare_like(data, self.found.spec)
-        batch, empty = self.values["batch"], torch.zeros(0, dtype=torch.int64)
+        empty = torch.zeros(0, dtype=torch.int64)
         rng = Rng(self.values["seed"], empty).child("eval")
         last = len(data) if n is None else first + n
-        for x0, cond, own in once(data, first, last, batch, rng, self.device, ORDER):
+        for x0, cond, own in once(
+            data, first, last, self.batch, rng, self.device, ORDER
+        ):
             if self.stop.requested:
                 self.stop.end("nothing was kept of this metric")
             yield Batch(x0, cond, own)
@@ -158,11 +161,6 @@ class Trained(Subject):
             raise errors[0]
         values = {**self.values, "sampler": node, "steps": None, "nfe": walk.nfe}
         return Trained(self.found, values, self.device, self.stop, self.set, self.world)
-
-    def each(self, n: int, work: Callable[[Batch, int], Tensor]) -> Tensor:
-        size = self.values["batch"]
-        own = self.world.share(enumerate(self.data(n)))
-        return self.world.pool([work(batch, i * size) for i, batch in own], size)
 
     def calls(self) -> float:
         return next(iter(self.drawings.values())).calls()

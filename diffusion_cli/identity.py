@@ -32,6 +32,14 @@ EXECUTION = (
     "evaluation",
 )
 
+# Keys of a data set that change neither its samples nor what measures them.
+PLACES = ("root", "cache", "flip")
+
+
+def same_data(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's node as numbers are compared: with what decides the samples."""
+    return {k: v for k, v in node.items() if k not in (*PLACES, "labels")}
+
 
 def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested config as a flat one: `{"trainer.steps": 100}`."""

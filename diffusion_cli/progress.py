@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from diffusion_cli import checkpoint, records
 from diffusion_cli.evaluation import Trained, demands, several
+from diffusion_cli.identity import same_data
 from diffusion_cli.metrics import metrics
 from diffusion_cli.processes import Process
 from diffusion_cli.run_folder import RunFolder
@@ -56,6 +58,7 @@ class Judge:
             "precision": "auto",
             "dtype": "float32",
         }
+        self.data: Config = config["dataset"]
         self.nodes = several(self.values) if config["metric"] else []
         for node in self.nodes:
             demands(node, process)
@@ -69,33 +72,51 @@ class Judge:
         known = [0, *(at for at, _ in self.history())]
         return self.due(step, False) and self.world.agree(int(step not in known)) > 0
 
-    def measure(self, step: int) -> dict[str, float]:
-        """Every number of a step's checkpoint, as `metrics.jsonl` calls it."""
+    def measure(self, step: int) -> tuple[dict[str, float], dict[str, Config]]:
+        """Every number of a step's checkpoint, and the protocol of every metric.
+
+        Both as `metrics.jsonl` has them: numbers by name, protocols by metric.
+        """
         found = checkpoint.load(self.folder.checkpoints / f"step_{step:08d}")
         subject = Trained(found, self.values, self.device, self.stop, world=self.world)
         numbers: dict[str, float] = {}
+        about: dict[str, Config] = {}
         for node in self.nodes:
-            name = node["name"]
-            for key, value in subject.measure(node).values.items():
+            name, result = node["name"], subject.measure(node)
+            about[name] = {**self._told(node), "protocol": result.protocol}
+            for key, value in result.values.items():
                 numbers[key if key.startswith(name) else f"{name}_{key}"] = value
         self.world.once(subject.forget)
         told = "  ".join(f"{key} {value:.5g}" for key, value in numbers.items())
         say(f"step {step}  {told}")
         self.fresh = True
-        return numbers
+        return numbers, about
+
+    def _told(self, node: Config) -> Config:
+        """What decides a number of this run besides the weights and the seed."""
+        data = same_data(self.data)
+        rest = {key: self.values[key] for key in ("nfe", "weights")}
+        told: Config = json.loads(json.dumps({"metric": node, "dataset": data, **rest}))
+        return told
 
     def history(self) -> list[tuple[int, float]]:
-        """The steps measured so far with their first number, smaller is better."""
+        """The steps measured so far with their first number, smaller is better.
+
+        Only numbers under the protocol of now: what was measured otherwise, before a
+        key was changed, is no better and no worse.
+        """
         if not self.nodes:
             return []
-        name = self.nodes[0]["name"]
+        name, told = self.nodes[0]["name"], self._told(self.nodes[0])
         sign = -1 if metrics[name].higher else 1
-        found = []
+        found: list[tuple[int, float, str]] = []
         for line in records.lines(self.folder.path / "metrics.jsonl"):
+            about = dict(line.get("measured", {}).get(name, {}))
+            word = about.pop("protocol", "")
             own = [k for k in line if k.startswith(name) and records.finite(line[k])]
-            if own:
-                found.append((int(line["step"]), sign * float(line[own[0]])))
-        return found
+            if own and about == told:
+                found.append((int(line["step"]), sign * float(line[own[0]]), word))
+        return [(step, value) for step, value, word in found if word == found[-1][2]]
 
     def best(self) -> int | None:
         """The step with the best number so far, if its checkpoint is to stay."""

@@ -85,11 +85,16 @@ class Tracker:
         _, start, self._end = hparams(_plain(config), {})
         self._board.file_writer.add_summary(start)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line and one point of every curve."""
+    def log(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write one line and one point of every curve; `about` goes into the line."""
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json.dumps({"step": step, **values, **(about or {})}) + "\n")
             for name, value in values.items():
                 self._board.add_scalar(_curve(name), value, step)
             self._board.flush()

@@ -159,9 +159,9 @@ class Run:
         if self.saver.asked != step:
             self._save()
         self.world.once(lambda: self.saver.watch(wait=True))
-        numbers = self.judge.measure(step)
+        numbers, about = self.judge.measure(step)
         if self.tracker:
-            self.tracker.log(step, numbers)
+            self.tracker.log(step, numbers, {"measured": about})
 
     def _close(self) -> float | None:
         """The status, and the last words."""

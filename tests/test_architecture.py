@@ -62,7 +62,7 @@ ARROWS = {
     "objectives": {"denoiser", "processes", "couplings"},
     "guidance": {"denoiser", "processes", "variance"},
     "samplers": {"denoiser", "odes", "processes", "variance"},
-    "metrics": {"datasets", "denoiser", "odes", "processes"},
+    "metrics": {"datasets", "denoiser", "odes", "processes", "world"},
     "denoiser.py": {"networks", "parametrisations", "processes"},
     "variance.py": {"denoiser", "processes"},
 }

@@ -252,7 +252,17 @@ def drawn(run: Path, out: Path, size: int) -> Path:
     return out
 
 
-@pytest.mark.parametrize("metric", ["elbo", "likelihood", "sliced_w2"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "elbo",
+        "likelihood",
+        "sliced_w2",
+        "loss_per_noise_level",
+        "calibration",
+        "nearest",
+    ],
+)
 def test_any_number_of_processes_measures_the_same(
     metric: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,9 @@ from tiny import tiny
 from diffusion_cli import checkpoint
 from diffusion_cli.commands import train
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.progress import Judge, best
+from diffusion_cli.evaluation import Trained
+from diffusion_cli.metrics import Result
+from diffusion_cli.progress import best
 
 W2 = {"name": "sliced_w2", "n": 40}
 MEASURED = {
@@ -47,11 +49,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch):
     def say(**numbers: float) -> None:
         found = {int(step[1:]): value for step, value in numbers.items()}
         monkeypatch.setattr(
-            Judge,
+            Trained,
             "measure",
-            lambda self, step: (
-                setattr(self, "fresh", True) or {"sliced_w2": found[step]}
-            ),
+            lambda self, node: Result({"sliced_w2": found[self.found.step]}),
         )
 
     return say
@@ -92,6 +92,20 @@ def test_the_best_checkpoint_stays(scripted) -> None:
         Path("two"), trainer={"steps": 20}, evaluation={"batch": 20, "best": False}
     )
     assert len(checkpoint.steps(more / "checkpoints")) == 2
+
+
+def test_numbers_of_another_protocol_are_no_better(scripted) -> None:
+    """More samples give other numbers: the best so far is the best of their kind."""
+    scripted(s4=0.1, s8=3.0, s12=2.0, s16=2.5, s20=2.6)
+    trained(Path("run"), trainer={"steps": 8})
+    more = {"metric": [{**W2, "n": 50}], "trainer": {"steps": 20}}
+    run = trained(Path("run"), **more, evaluation={"batch": 20, "patience": 2})
+    steps = [path.name[-2:] for path in checkpoint.steps(run / "checkpoints")]
+    assert steps == ["20", "16", "12"]  # not 4, the smallest of all
+    told = [
+        line["measured"]["sliced_w2"]["metric"]["n"] for line in lines(run).values()
+    ]
+    assert told == [40, 50, 50, 50, 50] and list(lines(run))[1] == 8
 
 
 def test_patience_ends_a_run_and_its_end_lets_it_go_on(scripted, capsys) -> None:

@@ -27,7 +27,7 @@ from diffusion_cli import records
 from diffusion_cli.cli import main
 from diffusion_cli.records import Record
 from diffusion_cli.report.chart import Curve, chart, thinned
-from diffusion_cli.report.page import measured
+from diffusion_cli.report.measurements import measured, while_training
 
 SMALL = ["dataset=toy2d", "process=flow", "network.width=8", "network.depth=1"]
 SMALL += ["trainer.steps=4", "trainer.batch=8", "trainer.workers=0", "device=cpu"]
@@ -96,13 +96,21 @@ def left(folder: Path, status: str = "complete", step: int = 4, **more: Any) -> 
     return folder
 
 
-def measure(folder: Path, value: float, seed: int = 0, **protocol: Any) -> None:
+def measure(
+    folder: Path,
+    value: float,
+    seed: int = 0,
+    dataset: dict[str, Any] | None = None,
+    sampler: dict[str, Any] | None = None,
+    **protocol: Any,
+) -> None:
     """A line as `dcli eval` keeps it."""
     place = folder / "derived" / "abc-ema" / "metrics.jsonl"
     place.parent.mkdir(parents=True, exist_ok=True)
     node = {"name": "w2", "n": 100, **protocol}
     line = {"metric": node, "values": {"w2": value, "w2_se": 0.1}, "step": 4}
-    line |= {"weights": "ema", "seed": seed, "sampler": {"name": "euler", "steps": 2}}
+    line |= {"weights": "ema", "seed": seed, "dataset": dataset}
+    line["sampler"] = {"name": "euler", "steps": 2, **(sampler or {})}
     with place.open("a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -390,6 +398,49 @@ def test_unequal_protocols_are_unequal_columns(tmp_path: Path) -> None:
         (0, f"{how} 1", {0: "2.5 ± 0.1"}),
         (1, f"{how} 0", {0: "1 ± 0.1", 1: "9 ± 0.1"}),
     ]
+
+
+def test_numbers_against_other_data_are_in_other_columns(tmp_path: Path) -> None:
+    """Where the data lie, and whether labels are read, makes them no others."""
+    run = left(tmp_path / "a")
+    moons = {"name": "toy2d", "shape": "moons", "root": "here", "labels": False}
+    measure(run, 1.0, dataset=moons)
+    measure(run, 2.0, dataset={**moons, "shape": "rings"})
+    measure(run, 3.0, dataset={**moons, "root": "there", "labels": True}, seed=1)
+    columns, rows = measured([Record(run)])
+    shapes = [column.protocol.rpartition("shape=")[2] for column in columns]
+    assert shapes == ["moons", "rings"]
+    assert [sorted(row.values) for row in rows] == [[0, 1], [0]]
+
+
+def test_ways_to_draw_that_read_alike_tell_what_differs(tmp_path: Path) -> None:
+    run = left(tmp_path / "a")
+    for value, churn in ((1.0, 0), (2.0, 40)):
+        measure(run, value, sampler={"churn": churn, "noise": 1})
+    _, rows = measured([Record(run)])
+    how = "step 4, ema, euler steps=2, seed 0, sampler.churn="
+    assert [row.how for row in rows] == [f"{how}0", f"{how}40"]
+    assert [row.values[0].value for row in rows] == ["1 ± 0.1", "2 ± 0.1"]
+
+
+def test_what_was_measured_while_training_is_drawn_by_protocol(tmp_path: Path) -> None:
+    """A curve for each run on its protocol's chart; spreads and floors are none."""
+    found = []
+    for name, n in (("a", 100), ("b", 100), ("c", 50)):
+        folder = left(tmp_path / name)
+        about = {"metric": {"name": "w2", "n": n}, "nfe": 5, "protocol": "word"}
+        values = {"w2": 1.0, "w2_sd": 0.1, "w2_floor": 0.5, "w2_bound": 9.0}
+        told = {"w2": about, "w2_bound": {"metric": {"name": "w2_bound"}}}
+        line = json.dumps({"step": 4, **values, "measured": told}) + "\n"
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(line)
+        found.append(Record(folder))
+    charts = {c.y: [curve.name for curve in c.curves] for c in while_training(found)}
+    assert charts == {
+        "w2 n=100 nfe=5 word; floor 0.5": ["a", "b"],
+        "w2 n=50 nfe=5 word; floor 0.5": ["c"],
+        "w2_bound": ["a", "b", "c"],
+    }
 
 
 def test_many_numbers_of_one_metric_are_a_curve(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from diffusion_cli.denoiser import Denoiser, Model
 from diffusion_cli.processes import Process
 from diffusion_cli.registry import Registry
 from diffusion_cli.rng import Rng
+from diffusion_cli.world import Alone, World
 
 
 class Batch(NamedTuple):
@@ -41,14 +42,19 @@ class Subject(ABC):
         model: In evaluation mode and frozen; its process is `model.process`.
         denoiser: The model inside its guidance, as it samples.
         kind: The data set's class, which makes pictures.
+        batch: Samples in a batch of data; the last one may be shorter.
         cache: Where others leave what they computed; None for nowhere.
+        world: The processes that measure it together. Each of them is asked for the
+            same, and takes its share of the batches.
     """
 
     model: Model
     denoiser: Denoiser
     device: torch.device
     kind: type[Dataset]
+    batch: int
     cache: Path | None = None
+    world: World = Alone()
 
     @abstractmethod
     def data(self, n: int | None, first: int = 0) -> Iterator[Batch]:
@@ -65,12 +71,9 @@ class Subject(ABC):
             work: k numbers for each sample of a batch, (B, ...), given the batch and
                 the place of its first sample.
         """
-        parts: list[Tensor] = []
-        first = 0
-        for batch in self.data(n):
-            parts.append(work(batch, first).reshape(len(batch.x0), -1))
-            first += len(batch.x0)
-        return torch.cat(parts)
+        own = self.world.share(enumerate(self.data(n)))
+        parts = [work(batch, i * self.batch) for i, batch in own]
+        return self.world.pool(parts, self.batch)
 
     @abstractmethod
     def held_out(self, n: int) -> Iterator[Batch] | None:

@@ -8,8 +8,9 @@ from torch import Tensor
 from diffusion_cli.metrics import Metric, Result, Subject, metrics
 from diffusion_cli.metrics.levels import beliefs, columns, times
 from diffusion_cli.metrics.plots import chart
-from diffusion_cli.metrics.summaries import continuous
+from diffusion_cli.metrics.summaries import continuous, given
 from diffusion_cli.settings import require
+from diffusion_cli.world import World
 
 
 @metrics("calibration")
@@ -39,9 +40,12 @@ class Calibration(Metric):
         model = subject.model
         continuous(model.spec, "calibration")
         t = times(model.process, self.times)
-        moments = [Moments(model.spec.numel) for _ in t]
-        for level, x0, q in beliefs(subject, self.n, t):
-            moments[level].update(x0, q.mean, q.var)
+        moments = [Moments(model.spec.numel, subject.device) for _ in t]
+        for batch in subject.world.share(subject.data(self.n)):
+            for level, x0, q in beliefs(model, batch, t):
+                moments[level].update(x0, q.mean, q.var)
+        for each in moments:
+            each.share(subject.world)
         table = [
             row | each.read()
             for row, each in zip(columns(model.process, t), moments, strict=True)
@@ -64,7 +68,8 @@ class Calibration(Metric):
         picture = chart(curves, label, "share of Var[x_0]", log_x=x == "noise")
         what = "gap: the mean of |explained + residual - 1|"
         note = f"{self.n} data at {len(t)} times, even in t; {what}"
-        return Result(values, table, (note,), {"calibration.png": picture})
+        files = {"calibration.png": picture}
+        return Result(values, table, (note,), files, given(model.spec))
 
 
 class Moments:
@@ -72,10 +77,12 @@ class Moments:
 
     Args:
         d: Number of coordinates.
+        device: Where the beliefs are.
     """
 
-    def __init__(self, d: int) -> None:
-        self.count, self.sums = 0, torch.zeros(6, d, dtype=torch.float64)
+    def __init__(self, d: int, device: torch.device) -> None:
+        # x_0, D, their squares, that of x_0 - D, the variance believed, how many
+        self.sums = torch.zeros(7, d, dtype=torch.float64, device=device)
         self.varied = False
 
     def update(self, x0: Tensor, mean: Tensor, var: Tensor | float) -> None:
@@ -83,14 +90,18 @@ class Moments:
         x, m = x0.double().flatten(1), mean.double().flatten(1)
         self.varied |= isinstance(var, Tensor)
         v = torch.as_tensor(var, dtype=torch.float64, device=x.device).expand_as(x0)
-        parts = (x, m, x * x, m * m, (x - m).square(), v.flatten(1))
-        self.sums = self.sums.to(x.device)
+        one = torch.ones_like(x)
+        parts = (x, m, x * x, m * m, (x - m).square(), v.flatten(1), one)
         self.sums += torch.stack([part.sum(0) for part in parts])
-        self.count += len(x)
+
+    def share(self, world: World) -> None:
+        """Make the sums those over all processes."""
+        world.sum([self.sums])
+        self.varied = world.agree(int(self.varied)) > 0
 
     def read(self) -> dict[str, float]:
         """A row of the table."""
-        x, m, x2, m2, error, believed = self.sums / self.count
+        x, m, x2, m2, error, believed, _ = self.sums / self.sums[-1]
         whole = float((x2 - x.square()).sum())
         explained = float((m2 - m.square()).sum()) / whole
         residual = float(error.sum()) / whole

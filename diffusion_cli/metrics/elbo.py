@@ -13,6 +13,7 @@ from diffusion_cli.metrics import Batch, Metric, Result, Subject, metrics
 from diffusion_cli.metrics.dequantising import decoded, start
 from diffusion_cli.metrics.summaries import (
     continuous,
+    given,
     meant,
     spacing,
     summary,
@@ -82,7 +83,7 @@ class Elbo(Metric):
             f"floor t = {float(t):g}, sigma / alpha = {_noise(process, t):g}; "
             f"{self.times} times per sample, even in log(1 + SNR)",
         )
-        return Result(values, notes=notes)
+        return Result(values, notes=notes, protocol=given(spec))
 
     def prior(self, process: Diffusion, x0: Tensor) -> Tensor:
         """KL(q(x_1 | x_0) | p_1) in nats, (B,)."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.core import Posterior
-from diffusion_cli.metrics import Subject
+from diffusion_cli.denoiser import Model
+from diffusion_cli.metrics import Batch
 from diffusion_cli.processes import Process
 
 
@@ -37,15 +38,14 @@ def times(process: Process, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def beliefs(subject: Subject, n: int, t: Tensor) -> Iterator[Belief]:
-    """The beliefs about n data at every time, without guidance, given their labels."""
-    model = subject.model
-    for x0, cond, rng in subject.data(n):
-        denoiser = model.given(**cond)
-        for level, now in enumerate(t.to(x0.device)):
-            own = rng.child("levels").at(level)
-            x = model.process.corrupt(x0, now, model.process.noise(x0, own))
-            yield Belief(level, model.process.aim(x0, x, now), denoiser(x, now))
+def beliefs(model: Model, batch: Batch, t: Tensor) -> Iterator[Belief]:
+    """The beliefs about data at every time, without guidance, given their labels."""
+    x0, cond, rng = batch
+    denoiser = model.given(**cond)
+    for level, now in enumerate(t.to(x0.device)):
+        own = rng.child("levels").at(level)
+        x = model.process.corrupt(x0, now, model.process.noise(x0, own))
+        yield Belief(level, model.process.aim(x0, x, now), denoiser(x, now))
 
 
 def columns(process: Process, t: Tensor) -> list[dict[str, float]]:

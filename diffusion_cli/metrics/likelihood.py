@@ -16,6 +16,7 @@ from diffusion_cli.metrics.dequantising import Filling, filled, start
 from diffusion_cli.metrics.divergences import Law, basis, divergences, draw
 from diffusion_cli.metrics.summaries import (
     continuous,
+    given,
     meant,
     spacing,
     surprise,
@@ -109,7 +110,8 @@ class Likelihood(Metric):
         *spent, solves = found[:, 1:5].sum(0).tolist()
         for key, count in zip(COUNTED, spent, strict=True):
             values[key] = count / solves
-        return Result(values, notes=self._notes(spec, float(floor), noise))
+        notes = self._notes(spec, float(floor), noise)
+        return Result(values, notes=notes, protocol=given(spec))
 
     def solve(
         self,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from diffusion_cli.metrics import Metric, Result, Subject, metrics
+from diffusion_cli.metrics import Batch, Metric, Result, Subject, metrics
 from diffusion_cli.metrics.levels import beliefs, columns, times
 from diffusion_cli.metrics.plots import chart
-from diffusion_cli.metrics.summaries import summary
+from diffusion_cli.metrics.summaries import given, summary
 from diffusion_cli.settings import require
 
 
@@ -36,15 +37,17 @@ class LossPerNoiseLevel(Metric):
     def __call__(self, subject: Subject) -> Result:
         process = subject.model.process
         t = times(process, self.times)
-        found: list[list[torch.Tensor]] = [[] for _ in t]
-        for level, x0, q in beliefs(subject, self.n, t):
-            found[level].append(q.nll(x0).double().flatten(1).mean(1))
-        losses = [torch.cat(parts) for parts in found]
+
+        def work(batch: Batch, _: int) -> Tensor:
+            found = beliefs(subject.model, batch, t)
+            return torch.stack([q.nll(x0).flatten(1).mean(1) for _, x0, q in found], 1)
+
+        losses = subject.each(self.n, work)  # (N, T)
         table = [
             row | summary("loss", values)
-            for row, values in zip(columns(process, t), losses, strict=True)
+            for row, values in zip(columns(process, t), losses.T, strict=True)
         ]
-        mean = torch.stack(losses).mean(0)  # (N,)
+        mean = losses.mean(1)
         x = "noise" if "noise" in table[0] else "t"
         points = [(row[x], row["loss"], row["loss_se"]) for row in table]
         label = "sigma / alpha" if x == "noise" else "t"
@@ -60,4 +63,5 @@ class LossPerNoiseLevel(Metric):
             table,
             (f"{len(mean)} data at {len(t)} times, even in t; without weights",),
             {"loss_per_noise_level.png": picture},
+            given(subject.model.spec),
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_cli.core import Spec
 from diffusion_cli.metrics import Batch, Metric, Result, Subject, metrics
-from diffusion_cli.metrics.summaries import summary
+from diffusion_cli.metrics.summaries import given, summary
 from diffusion_cli.processes.tokens import Tokens
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
@@ -63,7 +63,8 @@ class Nelbo(Metric):
         bits = subject.each(self.n, work)[:, 0] / (spec.numel * math.log(2))
         values = summary("bits_per_token", bits)
         values["perplexity"] = 2 ** values["bits_per_token"]
-        return Result(values, notes=self._notes(process, spec))
+        notes = self._notes(process, spec)
+        return Result(values, notes=notes, protocol=given(spec))
 
     def _decoder(
         self, subject: Subject, x0: Tensor, rng: Rng, cond: dict[str, Tensor]

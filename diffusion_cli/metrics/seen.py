@@ -41,8 +41,9 @@ class Seen:
         self.digest = ""  # of the samples last seen
 
     def __call__(self, batches: Iterable[Tensor], total: int | None = None) -> Tensor:
-        """Their features, (n, d) float64 on the CPU."""
-        found, digests = [], []
+        """Their features, (n, d) float64 on the CPU; processes share the blocks."""
+        digests: list[str] = []
+        world = self.subject.world
         with tqdm(
             desc=self.features.name,
             total=total,
@@ -50,13 +51,17 @@ class Seen:
             disable=None,  # silent where stderr is no terminal
             leave=False,
         ) as bar:
-            for block in _blocks(batches):
-                x = stored(block, self.spec)
-                digests.append(_digest(x))
-                found.append(self._block(x, digests[-1]))
-                bar.update(len(x))
+
+            def told() -> Iterator[tuple[Tensor, str]]:  # by all of all, as it is cheap
+                for block in _blocks(batches):
+                    x = stored(block, self.spec)
+                    digests.append(_digest(x))
+                    yield x, digests[-1]
+                    bar.update(len(x))
+
+            found = [self._block(x, digest) for x, digest in world.share(told())]
         self.digest = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-        return torch.cat(found).double()
+        return world.pool(found, BLOCK)
 
     @torch.no_grad()
     def _block(self, x: Tensor, digest: str) -> Tensor:

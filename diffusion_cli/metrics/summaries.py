@@ -34,6 +34,11 @@ def surprise(nats: Tensor, spec: Spec) -> dict[str, float]:
     return {**summary("nll_nats", nats), **summary("bits_per_dim", bits)}
 
 
+def given(spec: Spec) -> str:
+    """The protocol of numbers about labelled data, each with its label."""
+    return "given the label" if spec.classes else ""
+
+
 def meant(spec: Spec) -> str:
     """What the numbers of `surprise` are about."""
     given = "log p(x | label); " if spec.classes else ""

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.metrics import Metric, Result, Subject, metrics
 from diffusion_cli.metrics.points import available, optimal_transport, sets
-from diffusion_cli.metrics.summaries import continuous
+from diffusion_cli.metrics.summaries import continuous, given
 from diffusion_cli.metrics.transport import Bound, Empirical, Form, bound, sweep
 from diffusion_cli.processes.affine import Diffusion
 from diffusion_cli.settings import require
@@ -92,7 +92,7 @@ class W2Bound(Metric):
         elif model.spec.numel <= FLAT:
             notes.append("no exact W2 beside it: pip install 'diffusion-cli[ot]'")
         table = [dict(zip(found.columns, row, strict=True)) for row in rows]
-        return Result(values, table, tuple(notes))
+        return Result(values, table, tuple(notes), protocol=given(model.spec))
 
     def _times(self, process: Diffusion) -> Tensor:
         """Rising times, even in log(sigma / alpha): the integrands are like 1 / t."""

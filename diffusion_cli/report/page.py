@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -17,35 +17,11 @@ from diffusion_cli.identity import decides
 from diffusion_cli.records import Record
 from diffusion_cli.report import pictures
 from diffusion_cli.report.chart import Chart, Curve, chart
+from diffusion_cli.report.measurements import Cell, measured, while_training
 from diffusion_cli.report.pictures import Picture
 
 CHOICES = ("dataset", "process", "network", "sampler")
-_TRAINING = ("step", "loss", "lr", "grad_norm", "images_per_second", "memory_gib")
-_BESIDE = ("_sd", "_se", "_floor")  # endings of what is said beside a number
-_NUMBERS = 12  # of one metric in the table; more of them are a curve, with a picture
 _VERSIONS = ("dcli", "torch", "python")
-
-
-class Cell(NamedTuple):
-    """A value, and what stands under it."""
-
-    value: str
-    note: str = ""
-
-
-class Row(NamedTuple):
-    """One way to draw samples of one run, and what was measured of it."""
-
-    run: int
-    how: str
-    values: Mapping[int, Cell]  # by number of the column
-
-
-class Column(NamedTuple):
-    """A measured number with its protocol: unequal protocols are unequal columns."""
-
-    name: str
-    protocol: str
 
 
 @dataclass(frozen=True)
@@ -80,67 +56,12 @@ def page(found: Sequence[Record]) -> str:
         shared=_shared(found),
         swept=_swept(found),
         loss=chart(_curves(found, "loss"), "step", "loss"),
-        evaluated=list(_evaluated(found)),
+        evaluated=list(while_training(found)),
         columns=columns,
         rows=rows,
         differences=_differences(found),
         style=Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8")),
     )
-
-
-def measured(found: Sequence[Record]) -> tuple[list[Column], list[Row]]:
-    """What `dcli eval` found: a column for each number under one protocol.
-
-    A row is a way to draw (weights, sampler, guidance, seed) from one checkpoint; of
-    what was measured twice in the same way, the newer number stays.
-    """
-    columns: dict[Column, int] = {}
-    rows: dict[tuple[int, str], dict[int, Cell]] = {}
-    for number, record in enumerate(found):
-        for line in record.measured:
-            values, protocol = line["values"], _protocol(line)
-            if len(values) > _NUMBERS:
-                continue
-            cells = rows.setdefault((number, _how(line)), {})
-            for name, value in values.items():
-                if name.endswith(_BESIDE) or not records.finite(value):
-                    continue
-                metric = str(line["metric"].get("name"))
-                whole = name if name.startswith(metric) else f"{metric} {name}"
-                at = columns.setdefault(Column(whole, protocol), len(columns))
-                over, error, floor = (values.get(f"{name}{end}") for end in _BESIDE)
-                error = over if records.finite(over) else error
-                spread = f" ± {error:.2g}" if records.finite(error) else ""
-                note = f"floor {floor:.5g}" if records.finite(floor) else ""
-                cells[at] = Cell(f"{value:.5g}{spread}", note)
-    return list(columns), [Row(*key, cells) for key, cells in rows.items()]
-
-
-def _how(line: Mapping[str, Any]) -> str:
-    """How the samples of a measurement were drawn."""
-    words = [f"step {line.get('step')}", str(line.get("weights"))]
-    for role in ("sampler", "guidance"):
-        for node in _several(line.get(role)):
-            rest = [f"{k}={_short(v)}" for k, v in node.items() if k != "name"]
-            kept = [word for word in rest if word.startswith(("steps=", "scale="))]
-            words.append(" ".join([str(node.get("name")), *kept]))
-    label = line.get("label")
-    words += [f"label {_short(label)}"] if label is not None else []
-    return ", ".join([*words, f"seed {line.get('seed')}"])
-
-
-def _protocol(line: Mapping[str, Any]) -> str:
-    """What a metric was told, and of which data."""
-    told = [f"{k}={_short(v)}" for k, v in line["metric"].items() if k != "name"]
-    for node in _several(line.get("dataset")):
-        split = node.get("split")
-        told += [f"split={split}"] if split else []
-    return " ".join([*told, str(line.get("protocol") or "")]).strip()
-
-
-def _several(node: Any) -> list[Mapping[str, Any]]:
-    nodes = node if isinstance(node, list) else [node]
-    return [each for each in nodes if isinstance(each, Mapping)]
 
 
 def _card(record: Record, number: int) -> Card:
@@ -214,20 +135,6 @@ def _curves(found: Sequence[Record], key: str, first: int = 0) -> list[Curve]:
         ]
         curves.append(Curve(number, record.name, points))
     return curves
-
-
-def _evaluated(found: Sequence[Record]) -> Iterator[Chart]:
-    """What was measured while training: everything that is not the training's own."""
-    keys = dict.fromkeys(
-        key for record in found for line in record.metrics for key in line
-    )
-    for key in keys:
-        own = key in _TRAINING or key.startswith("loss_t") or key.endswith("_se")
-        if own:
-            continue
-        made = chart(_curves(found, key), "step", key, log_y=False, dots=True)
-        if made:
-            yield made
 
 
 def _shared(found: Sequence[Record]) -> list[tuple[str, str]]:
