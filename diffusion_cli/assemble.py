@@ -117,6 +117,12 @@ def _agree(loss: Objective, built: Model, config: Config) -> None:
             f"`{names[1]}` tells the {reading.about}",
             hint,
         )
+    if loss.plain and config.get("trainer", {}).get("compile"):
+        raise ConfigError(
+            f"trainer.compile: objective `{names[0]}` takes derivatives that no "
+            "compiled network has",
+            "trainer.compile=false",
+        )
     if reason := loss.fits(built):
         raise ConfigError(
             f"objective: `{names[0]}` {reason}; parametrisation is `{names[1]}`",

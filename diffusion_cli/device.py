@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_cli.errors import ConfigError, EnvironmentFault, OutOfMemory
 from diffusion_cli.registry import near
@@ -98,6 +99,15 @@ def autocast(
         return nullcontext
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     return partial(torch.autocast, device.type, dtype)
+
+
+def attention(plain: bool) -> AbstractContextManager[object]:
+    """Attention by plain products where fused kernels lack a derivative.
+
+    Fused ones have no second derivative and no forward one. The choice holds for all
+    threads, and so for what the backward pass computes again.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
 
 @contextmanager

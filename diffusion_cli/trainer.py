@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffusion_cli import failpoints
 from diffusion_cli.denoiser import Model
-from diffusion_cli.device import autocast, memory
+from diffusion_cli.device import attention, autocast, memory
 from diffusion_cli.ema import Average
 from diffusion_cli.errors import ConfigError, NumericsError
 from diffusion_cli.latch import Latch
@@ -105,7 +105,7 @@ class Trainer:
         state.model.train()
         state.objective.train()
         for batch in batches:
-            with self._memory(state):
+            with self._memory(state), attention(state.objective.plain):
                 if state.scaler is None:
                     progress = self._step(state, batch)
                 else:

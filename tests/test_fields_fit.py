@@ -13,7 +13,7 @@ SPEC = Spec((2,), classes=2)
 PROCESSES = ("pfgm", "pfgmpp", "radial", "idempotent")
 SCORED = {  # they need a score, an SDE, or normal noise
     "parametrisation": {"score", "learned", "npr", "sn"},
-    "objective": {"hybrid", "vlb", "second_moment"},
+    "objective": {"hybrid", "implicit", "second_moment", "sliced", "vlb"},
     "sampler": {
         *("annealed_langevin", "euler_maruyama", "pc", "reverse_diffusion"),
         *("sde_dpmpp",),
