@@ -75,6 +75,7 @@ class Trained(Subject):
         stop: Asked between batches.
         data: The data set, if it was built before.
         world: The processes that share the work.
+        training: Whether a run measures itself on its way.
     """
 
     def __init__(
@@ -85,8 +86,9 @@ class Trained(Subject):
         stop: Stop,
         data: Dataset | None = None,
         world: World | None = None,
+        training: bool = False,
     ) -> None:
-        self.found, self.values = found, values
+        self.found, self.values, self.training = found, values, training
         self.world = world or Alone()
         self.device, self.stop, self.kind = device, stop, kind(found)
         self.batch: int = values["batch"]
@@ -201,6 +203,7 @@ class Trained(Subject):
             "notes": list(result.notes),
             "protocol": result.protocol,
             "step": self.found.step,
+            "training": self.training,
             "dataset": self.node,
             **self.built.chosen,
             **{key: self.values[key] for key in told},

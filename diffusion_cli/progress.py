@@ -78,7 +78,8 @@ class Judge:
         Both as `metrics.jsonl` has them: numbers by name, protocols by metric.
         """
         found = checkpoint.load(self.folder.checkpoints / f"step_{step:08d}")
-        subject = Trained(found, self.values, self.device, self.stop, world=self.world)
+        place = (self.device, self.stop)
+        subject = Trained(found, self.values, *place, world=self.world, training=True)
         numbers: dict[str, float] = {}
         about: dict[str, Config] = {}
         for node in self.nodes:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Dcli
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from test_cli import fresh
@@ -102,6 +102,7 @@ def measure(
     seed: int = 0,
     dataset: dict[str, Any] | None = None,
     sampler: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
     **protocol: Any,
 ) -> None:
     """A line as `dcli eval` keeps it."""
@@ -111,6 +112,7 @@ def measure(
     line = {"metric": node, "values": {"w2": value, "w2_se": 0.1}, "step": 4}
     line |= {"weights": "ema", "seed": seed, "dataset": dataset}
     line["sampler"] = {"name": "euler", "steps": 2, **(sampler or {})}
+    line |= about or {}
     with place.open("a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -423,6 +425,16 @@ def test_ways_to_draw_that_read_alike_tell_what_differs(tmp_path: Path) -> None:
     assert [row.values[0].value for row in rows] == ["1 ± 0.1", "2 ± 0.1"]
 
 
+def test_a_run_that_measured_itself_has_its_last_number_in_the_table(
+    tmp_path: Path,
+) -> None:
+    run = left(tmp_path / "a")
+    for step, own in ((1, True), (2, False), (3, True), (4, True)):
+        measure(run, float(step), about={"step": step, "training": own})
+    _, rows = measured([Record(run)])
+    assert [row.how[:6] for row in rows] == ["step 2", "step 4"]
+
+
 def test_what_was_measured_while_training_is_drawn_by_protocol(tmp_path: Path) -> None:
     """A curve for each run on its protocol's chart; spreads and floors are none."""
     found = []
@@ -490,6 +502,8 @@ def test_a_curve_lies_where_its_values_are() -> None:
 number = st.floats(-1e30, 1e30) | st.floats(1e-30, 1e30) | st.sampled_from([0.0, 1.0])
 
 
+@example([(0.0, 2.225e-309)], True)
+@example([(0.0, 1e307)], True)
 @given(st.lists(st.tuples(number, number), min_size=1, max_size=30), st.booleans())
 def test_every_curve_stays_on_its_plot(points: list[Any], log: bool) -> None:
     drawn = chart([Curve(0, "a", points)], "x", "y", log_x=log, log_y=log)

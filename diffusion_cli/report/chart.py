@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from sys import float_info as info
 from typing import NamedTuple
 
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -60,9 +61,9 @@ class _Axis:
     def __init__(self, values: Iterable[float], log: bool) -> None:
         found = list(values)
         low, high = min(found), max(found)
-        self.log = log and low > 0
+        self.log = log and 10 * info.min < low and high < info.max / 10
         low, high = self._scaled(low), self._scaled(high)
-        size = max(abs(low), abs(high), 1.0)
+        size = 1.0 if self.log else max(abs(low), abs(high), 1.0)  # a decade
         if high - low < 1e-9 * size:  # one value: in the middle
             low, high = low - size / 2, high + size / 2
         self.low, self.high = low, high

@@ -43,13 +43,14 @@ def measured(found: Sequence[Record]) -> tuple[list[Column], list[Row]]:
     """What `dcli eval` found: a column for each number under one protocol.
 
     A row is a way to draw (weights, sampler, guidance, seed) from one checkpoint; of
-    what was measured twice in the same way, the newer number stays.
+    what was measured twice in the same way, the newer number stays. Of what a run
+    measured of itself on its way, the last is here, and all in `while_training`.
     """
     columns: dict[Column, int] = {}
     rows: dict[tuple[int, str], dict[int, Cell]] = {}
     ways: dict[tuple[int, str], Mapping[str, Any]] = {}
     for number, record in enumerate(found):
-        for line in record.measured:
+        for line in _last(record.measured):
             values, told = line["values"], protocol(line)
             if len(values) > _NUMBERS:
                 continue
@@ -66,6 +67,15 @@ def measured(found: Sequence[Record]) -> tuple[list[Column], list[Row]]:
                 cells[at] = _cell(name, values)
     texts = _texts(ways)
     return list(columns), [Row(k[0], texts[k], cells) for k, cells in rows.items()]
+
+
+def _last(lines: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """All but what a run measured of itself before the last step at which it did."""
+    own = [line.get("step") for line in lines if line.get("training")]
+    last = max((step for step in own if type(step) is int), default=None)
+    for line in lines:
+        if not line.get("training") or line.get("step") == last:
+            yield line
 
 
 def while_training(found: Sequence[Record]) -> Iterator[Chart]:
