@@ -100,7 +100,7 @@ def details() -> list[str]:
     """A table of the sides of each comparison."""
     lines: list[str] = []
     for row in load().values():
-        for result in row["results"]:
+        for result in filter(lambda result: result["sides"], row["results"]):
             lines += ["", f"### {result['title']}", "", *table(result)]
             lines += [f"Not measured: {fault}.  " for fault in result["faults"]]
         lines += ["", f"`{row['command']}`, {row['when']}, {row['rounds']} rounds. "]
@@ -116,8 +116,11 @@ def table(result: dict[str, Any]) -> list[str]:
         times = "1"
         if ratio:
             times = f"{ratio['median']:.3g} ({ratio['min']:.3g} to {ratio['max']:.3g})"
-        median, spread = shown(seconds["median"]), f"{seconds['spread']:.0%}"
-        lines.append(f"| {name} | {median} | {spread} | {times} |")
+        time = result["of"] in ("worked", "seconds")
+        median = seconds["median"]
+        told = shown(median) if time else f"{median:.3g}"
+        spread = f"{seconds['spread']:.0%}"
+        lines.append(f"| {name} | {told} | {spread} | {times} |")
     return lines
 
 

@@ -116,8 +116,9 @@ def smalldiffusion(steps: int = 50, batch: int = 1) -> Once:
     return once
 
 
-def k_diffusion(steps: int = 50, batch: int = 1) -> Once:
-    """Euler's method of k-diffusion, around its wrapper of an eps network."""
+def k_diffusion_sampling() -> Any:
+    """Its samplers, past a package file that imports code for evaluation."""
+    import importlib
     import importlib.util
     import sys
     import types
@@ -125,11 +126,16 @@ def k_diffusion(steps: int = 50, batch: int = 1) -> Once:
 
     found = importlib.util.find_spec("k_diffusion")
     assert found is not None and found.origin is not None
-    # its package file imports evaluation code that needs more packages
     package = types.ModuleType("k_diffusion")
     package.__path__ = [str(Path(found.origin).parent)]
     sys.modules["k_diffusion"] = package
-    from k_diffusion import external, sampling
+    return importlib.import_module("k_diffusion.sampling")
+
+
+def k_diffusion(steps: int = 50, batch: int = 1) -> Once:
+    """Euler's method of k-diffusion, around its wrapper of an eps network."""
+    sampling = k_diffusion_sampling()
+    from k_diffusion import external
 
     betas = torch.linspace(1e-4, 0.02, 1000)
     inner = Constant(batch)
