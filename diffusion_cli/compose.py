@@ -28,6 +28,8 @@ from diffusion_cli.errors import ConfigError, DcliError, Stopped, SweepError
 from diffusion_cli.explain import blame, composition
 from diffusion_cli.usage import VERBS
 
+TEXTS = ("prompt", "guidance.prompt")
+
 
 def _rewrite(word: str, sweep: bool) -> list[str]:
     """What Hydra is told for a word.
@@ -35,9 +37,13 @@ def _rewrite(word: str, sweep: bool) -> list[str]:
     `exp=x` appends the recipe. `guidance=[a,b]`, or `guidance=a,b` outside a sweep, are
     several nodes in order, each under its own name. An argument of a component is
     checked by its class: Hydra knows the keys that a yaml lists, a signature knows all;
-    with `++` the signature has the word.
+    with `++` the signature has the word. A prompt is any text, so it is quoted.
     """
     key, _, value = word.partition("=")
+    plain = not re.fullmatch(r"null|'.*'|\".*\"|", value, re.DOTALL)
+    if key in TEXTS and plain and not sweep:
+        quoted = re.sub(r"(\\*)('|$)", _escaped, value)
+        word = f"{key}='{quoted}'"
     if key == "exp":
         return [f"+{word}"]
     several = re.fullmatch(r"\[([\w ,/-]*)\]" if sweep else r"\[?([\w ,/-]*)\]?", value)
@@ -47,6 +53,11 @@ def _rewrite(word: str, sweep: bool) -> list[str]:
         return [f"{key}=none", *nodes] if key == "guidance" else nodes
     roles = "|".join((*COMPONENTS, *STACKED))
     return [f"++{word}" if re.fullmatch(rf"({roles})\.[^=]+", key) else word]
+
+
+def _escaped(found: re.Match[str]) -> str:
+    r"""A quote inside quotes; backslashes before it, and at the end, count twice."""
+    return found[1] * 2 + found[2].replace("'", r"\'")
 
 
 class _Left(BaseException):

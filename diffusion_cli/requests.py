@@ -82,6 +82,10 @@ class SampleSettings:
         require(0 < self.severity <= 1, "severity", self.severity, "in (0, 1]")
         both = self.encode is not None and self.restore is not None
         require(not both, "restore", self.restore, "given without encode")
+        for key in ("severity", "degraded"):
+            own, default = getattr(self, key), getattr(type(self), key)
+            alone = own != default and self.restore is None
+            require(not alone, key, own, "given with restore")
         if self.interpolate is not None:
             ends, others = self.interpolate, (self.restore, self.prompt)
             both = any(other is not None for other in others)

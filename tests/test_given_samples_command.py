@@ -176,6 +176,9 @@ def test_another_label_draws_the_same_noise_as_that_class(dcli: Dcli) -> None:
         (["restore=given.npz", "severity=1e-9"], 2, "less than this process ever"),
         (["encode=given.npz", "sampler=ancestral"], 2, "adds noise on the way back"),
         (["encode=wide.npz"], 3, "wide.npz"),
+        (["severity=0.7"], 2, "severity: must be given with restore"),
+        (["degraded=true"], 2, "degraded: must be given with restore"),
+        (["prompt=To be"], 2, "draws no text"),
     ],
 )
 def test_mistakes(
@@ -196,5 +199,13 @@ def test_a_prompt_stays_and_the_rest_is_written(dcli: Dcli) -> None:
     for path in sorted(Path(outcome.out.strip()).glob("0*.txt")):
         text = path.read_text()
         assert text.startswith("To be") and text[6:12] == "or not"
+    for prompt in ("Thou, it's", "'Thou, it\\'s'", "-: ;?!'", "\n\nO", "null"):
+        outcome = dcli("sample", "ckpt=text", f"prompt={prompt}", "n=1", "steps=3")
+        assert outcome.code == 0, outcome.err
+        text = (Path(outcome.out.strip()) / "000000.txt").read_text()
+        known = prompt.strip("'").replace("\\", "") if "Thou" in prompt else prompt
+        assert prompt == "null" or text.startswith(known), (prompt, text)
+    refused = dcli("sample", "ckpt=text", "prompt=5")
+    assert refused.code == 2 and "does not know the character '5'" in refused.err
     refused = dcli("sample", "ckpt=text", "prompt=To be 5")
     assert refused.code == 2 and "does not know the character" in refused.err

@@ -569,11 +569,63 @@ def test_the_chain_ends_in_data_and_takes_what_the_belief_says(name):
         assert torch.equal(got, q.logits.argmax(-1))
 
 
-def test_the_mode_leaves_visible_tokens_alone():
+@pytest.mark.parametrize("how", [{"final": "mode"}, {"kernel": "restart"}])
+def test_visible_tokens_stay_whatever_the_belief(how):
     process, x = build("mask"), torch.tensor([[3, 1, 3]])
     q = certain(torch.tensor([[0, 0, 0]]), 3)
-    got = process.reverse(q, x, number(0.5), number(0.0), rows(1), final="mode")
+    got = process.reverse(q, x, number(0.5), number(0.0), rows(1), **how)
     assert got.tolist() == [[0, 1, 0]]
+
+
+def test_only_hidden_tokens_count_whatever_the_belief():
+    """An unsure belief about visible tokens changes neither bound nor decoder."""
+    process, x0 = build("mask"), torch.tensor([[2, 1, 0]])
+    x, t = torch.tensor([[3, 1, 3]]), number(0.4).expand(1)
+    q = Categorical(rows(1).normal((1, 3, 3)).double())
+    surprise = float(q.nll(x0)[0, [0, 2]].sum())
+    assert float(process.decoder(q, x0, x)) == pytest.approx(surprise)
+    low, high = process.span
+    assert float(process.bound(q, x0, x, t)) == pytest.approx(
+        surprise / 0.4 * (high - low)
+    )
+
+
+def test_the_time_at_which_a_share_is_hidden():
+    share = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    for name in SCHEDULES:
+        process = build("mask", schedule={"name": name})
+        t = process.instant(share)
+        known = share.clamp(min=1e-3 if name == "linear" else 0)
+        torch.testing.assert_close(1 - process.schedule(t).alpha[1:], known[1:])
+        assert float(t[0]) == process.span[0]
+    assert build("mask_count", 3, 4).instant(share).tolist() == [0.25, 0.25, 0.5, 1]
+
+
+def test_the_place_of_an_edit_has_its_probability():
+    """One step of `edit`: positions in proportion to their doubt."""
+    process, n = build("edit", 3, 3), 60_000
+    doubt = torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64)
+    p = torch.stack((1 - doubt, doubt / 4, 3 * doubt / 4), -1)
+    q = Categorical(p.log().expand(n, 3, 3))
+    x = torch.zeros(n, 3, dtype=torch.int64)
+    after = process.reverse(q, x, number(2 / 3), number(1 / 3), rows(n))
+    assert bool(((after != 0).sum(1) == 1).all())
+    found = torch.stack([(after == v).double().mean(0) for v in (1, 2)], -1)
+    law = p[:, 1:] / doubt.sum()
+    assert bool(((found - law).abs() < 5 * (law * (1 - law) / n).sqrt()).all())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_only_the_last_step_takes_the_mode(name):
+    process, (t, s) = build(name), STEPS[name]
+    clean = torch.tensor([[2, 0, 1]]).expand(200, 3)
+    x = process.corrupt(clean, number(t), process.noise(clean, rows(200)))
+    q = Table(name, process, table())(x, number(t))
+    drawn, mode = (
+        process.reverse(q, x, number(t), number(s), rows(200), final=final)
+        for final in ("draw", "mode")
+    )
+    assert torch.equal(mode, drawn)
 
 
 def test_masks_enlarge_the_vocabulary_of_the_state_alone():

@@ -59,6 +59,9 @@ def _guidance(found: checkpoint.Checkpoint, values: Config) -> Any:
     """What was chosen, and around it the tokens that `prompt=` fixes."""
     if values["prompt"] is None:
         return values["guidance"]
+    if found.spec.kind != "tokens":
+        message = f"prompt: {found.folder} draws no text, nor other tokens"
+        raise ConfigError(message, "a run of dataset=text")
     own = laid_over("guidance", found, values["guidance"]) or []
     stack = own if isinstance(own, list) else [own]
     infill = {"name": "infill", "prompt": values["prompt"]}
