@@ -25,9 +25,10 @@ from test_cli import fresh
 
 from diffusion_cli import records
 from diffusion_cli.cli import main
+from diffusion_cli.comparison import measured
 from diffusion_cli.records import Record
 from diffusion_cli.report.chart import Curve, chart, thinned
-from diffusion_cli.report.measurements import measured, while_training
+from diffusion_cli.report.page import while_training
 
 SMALL = ["dataset=toy2d", "process=flow", "network.width=8", "network.depth=1"]
 SMALL += ["trainer.steps=4", "trainer.batch=8", "trainer.workers=0", "device=cpu"]
@@ -423,6 +424,23 @@ def test_ways_to_draw_that_read_alike_tell_what_differs(tmp_path: Path) -> None:
     how = "step 4, ema, euler steps=2, seed 0, sampler.churn="
     assert [row.how for row in rows] == [f"{how}0", f"{how}40"]
     assert [row.values[0].value for row in rows] == ["1 ± 0.1", "2 ± 0.1"]
+
+
+def test_means_over_seeds_are_rows_beside_single_ones(tmp_path: Path) -> None:
+    """The same quantity, so one column; `dcli runs show` tells it in the same words."""
+    run = left(tmp_path / "a")
+    measure(run, 1.0, seeds=1)
+    measure(run, 2.0, seeds=3)
+    columns, rows = measured([Record(run)])
+    assert [column.protocol for column in columns] == ["n=100"]
+    assert [row.how.rpartition(", ")[2] for row in rows] == ["seed 0", "seeds 0 to 2"]
+
+
+def test_a_run_is_shown_with_what_was_measured(tmp_path: Path, dcli: Dcli) -> None:
+    measure(left(tmp_path / "a"), 2.0, about={"values": {"w2": 2.0, "w2_floor": 1.5}})
+    told = dcli("runs", "show", "a").out.splitlines()
+    at = told.index("  measured           step 4, ema, euler steps=2, seed 0")
+    assert told[at + 1].split() == ["w2", "2", "(floor", "1.5)", "n=100"]
 
 
 def test_a_run_that_measured_itself_has_its_last_number_in_the_table(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_cli import records
+from diffusion_cli import comparison, records
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.records import Record
 from diffusion_cli.registry import near
@@ -118,16 +118,24 @@ def _text(record: Record) -> Iterator[str]:
     for name, value in record.last.items():
         if name != "step" and not name.startswith("loss_t"):
             yield f"  {name:<18} {value:.5g}"
-    for line in record.measured:
-        values = {k: v for k, v in line["values"].items() if records.finite(v)}
-        found = " ".join(f"{name}={value:.5g}" for name, value in values.items())
-        yield f"  {_short(line['metric'].get('name')):<18} {found}"
+    yield from _measured(record)
     for key in ("versions.dcli", "versions.torch", "machine.name", "git.commit"):
         if record.environment.get(key):
             dirty = key == "git.commit" and record.environment.get("git.dirty")
             tail = ", with changes" if dirty else ""
             label = key.partition(".")[2] if key != "machine.name" else "machine"
             yield f"  {label:<18} {_short(record.environment[key])}{tail}"
+
+
+def _measured(record: Record) -> Iterator[str]:
+    """What was measured of a run: how its samples were drawn, then the numbers."""
+    columns, rows = comparison.measured([record])
+    for row in rows:
+        yield f"  {'measured':<18} {row.how}"
+        for at, cell in sorted(row.values.items()):
+            note = f" ({cell.note})" if cell.note else ""
+            told = f"{cell.value}{note}  {columns[at].protocol}".rstrip()
+            yield f"    {columns[at].name:<26} {told}"
 
 
 def _diff(words: list[str], plain: bool) -> None:

@@ -13,11 +13,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from diffusion_cli import __version__, records
+from diffusion_cli.comparison import Cell, Column, measured, own
 from diffusion_cli.identity import decides
 from diffusion_cli.records import Record
 from diffusion_cli.report import pictures
 from diffusion_cli.report.chart import Chart, Curve, chart
-from diffusion_cli.report.measurements import Cell, measured, while_training
 from diffusion_cli.report.pictures import Picture
 
 CHOICES = ("dataset", "process", "network", "sampler")
@@ -135,6 +135,27 @@ def _curves(found: Sequence[Record], key: str, first: int = 0) -> list[Curve]:
         ]
         curves.append(Curve(number, record.name, points))
     return curves
+
+
+def while_training(found: Sequence[Record]) -> Iterator[Chart]:
+    """Curves over the steps of what runs measured of themselves, by protocol."""
+    curves: dict[Column, dict[int, list[tuple[float, float]]]] = {}
+    floors: dict[Column, set[str]] = {}
+    for number, record in enumerate(found):
+        for line in record.metrics:
+            for name, value, told in own(line):
+                column = Column(name.removesuffix("_floor"), told)
+                if name.endswith("_floor"):
+                    floors.setdefault(column, set()).add(f"{value:.4g}")
+                else:
+                    runs = curves.setdefault(column, {})
+                    runs.setdefault(number, []).append((float(line["step"]), value))
+    for column, runs in curves.items():
+        series = [Curve(n, found[n].name, points) for n, points in runs.items()]
+        floor = "; floor " + ", ".join(sorted(floors.get(column, ())))
+        name = f"{column.name} {column.protocol}".strip() + floor * (column in floors)
+        if made := chart(series, "step", name, log_y=False, dots=True):
+            yield made
 
 
 def _shared(found: Sequence[Record]) -> list[tuple[str, str]]:

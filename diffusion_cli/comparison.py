@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from diffusion_cli import records
 from diffusion_cli.identity import dotted, same_data
 from diffusion_cli.records import Record
-from diffusion_cli.report.chart import Chart, Curve, chart
 
 _BESIDE = ("_sd", "_se", "_floor")  # endings of what is said beside a number
 _NUMBERS = 12  # of one metric in the table; more of them are a curve, with a picture
@@ -44,7 +43,7 @@ def measured(found: Sequence[Record]) -> tuple[list[Column], list[Row]]:
 
     A row is a way to draw (weights, sampler, guidance, seed) from one checkpoint; of
     what was measured twice in the same way, the newer number stays. Of what a run
-    measured of itself on its way, the last is here, and all in `while_training`.
+    measured of itself on its way, the last is here; `own` has all.
     """
     columns: dict[Column, int] = {}
     rows: dict[tuple[int, str], dict[int, Cell]] = {}
@@ -55,6 +54,7 @@ def measured(found: Sequence[Record]) -> tuple[list[Column], list[Row]]:
             if len(values) > _NUMBERS:
                 continue
             way = {key: _named(line.get(key)) for key in _DRAWN}
+            way["seeds"] = line["metric"].get("seeds") or 1
             key = number, json.dumps(way, sort_keys=True, default=str)
             ways[key] = way
             cells = rows.setdefault(key, {})
@@ -78,27 +78,6 @@ def _last(lines: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
             yield line
 
 
-def while_training(found: Sequence[Record]) -> Iterator[Chart]:
-    """Curves over the steps of what runs measured of themselves, by protocol."""
-    curves: dict[Column, dict[int, list[tuple[float, float]]]] = {}
-    floors: dict[Column, set[str]] = {}
-    for number, record in enumerate(found):
-        for line in record.metrics:
-            for name, value, told in _own(line):
-                column = Column(name.removesuffix("_floor"), told)
-                if name.endswith("_floor"):
-                    floors.setdefault(column, set()).add(f"{value:.4g}")
-                else:
-                    runs = curves.setdefault(column, {})
-                    runs.setdefault(number, []).append((float(line["step"]), value))
-    for column, runs in curves.items():
-        series = [Curve(n, found[n].name, points) for n, points in runs.items()]
-        floor = "; floor " + ", ".join(sorted(floors.get(column, ())))
-        name = f"{column.name} {column.protocol}".strip() + floor * (column in floors)
-        if made := chart(series, "step", name, log_y=False, dots=True):
-            yield made
-
-
 def protocol(line: Mapping[str, Any]) -> str:
     """What a metric was told, of which data, and the word that it added itself."""
     told = [_words(line["metric"])]
@@ -108,7 +87,7 @@ def protocol(line: Mapping[str, Any]) -> str:
     return " ".join([*told, str(line.get("protocol") or "")]).strip()
 
 
-def _own(line: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
+def own(line: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
     """Name, value and protocol of every number of a line that a metric found."""
     found = line.get("measured")
     about = found if isinstance(found, Mapping) else {}
@@ -127,8 +106,9 @@ def _own(line: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
 
 
 def _words(node: Mapping[str, Any]) -> str:
-    """Arguments as they are typed, without the name of the node itself."""
-    flat = {k: v for k, v in dotted(node).items() if k != "name" and v is not None}
+    """Arguments as they are typed, without the node's name and how often it drew."""
+    own = {k: v for k, v in node.items() if k not in ("name", "seeds")}
+    flat = {k: v for k, v in dotted(own).items() if v is not None}
     return " ".join(
         f"{key.removesuffix('.name')}={_text(value)}" for key, value in flat.items()
     )
@@ -167,7 +147,10 @@ def _how(way: Mapping[str, Any]) -> str:
             kept = [f"{k}={_text(node[k])}" for k in _SHOWN if node.get(k) is not None]
             words.append(" ".join([str(node.get("name")), *kept]))
     words += [f"label {_text(way['label'])}"] if way["label"] is not None else []
-    return ", ".join([*words, f"seed {way['seed']}"])
+    first, seeds = way["seed"], way["seeds"]
+    several = type(first) is int and type(seeds) is int and seeds > 1
+    seed = f"seeds {first} to {first + seeds - 1}" if several else f"seed {first}"
+    return ", ".join([*words, seed])
 
 
 def _cell(name: str, values: Mapping[str, Any]) -> Cell:
