@@ -316,6 +316,26 @@ def test_the_uniform_bound_of_exact_beliefs_is_the_entropy():
     assert abs(float(process.leftover(data)[0])) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["mask", "uniform"])
+def test_the_integrand_is_the_rate_of_a_small_step(name):
+    """bound(t) = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) / (t - s), for any belief."""
+    process, n, h = build(name), 50, 1e-6
+    x0, t = rows(n, 2).integers(3, (n, 3)), number(0.6)
+    x = process.corrupt(x0, t, process.noise(x0, rows(n)))
+    reading = Categorical(rows(n, 3).normal((n, 3, 3)).double())
+    visible = (x < 3)[..., None] if name == "mask" else torch.tensor(False)
+    known = certain(x0, 3).logits
+    q = Categorical(torch.where(visible, known, reading.logits))
+    truth, step = (
+        process.step(b, x, t, t - h).clamp(min=1e-300) for b in (certain(x0, 3), q)
+    )
+    nats = (truth * (truth / step).log()).sum((1, 2)) / h
+    low, high = process.span
+    found = process.bound(q, x0, x, t.expand(n)) / (high - low)
+    torch.testing.assert_close(found, nats, rtol=1e-3, atol=1e-4)
+    assert float(found.min()) >= 0 and float(found.max()) > 1
+
+
 @pytest.mark.parametrize("mixing", ["mixture", "d3pm"])
 def test_the_d3pm_bound_of_exact_beliefs_is_the_entropy(mixing):
     """T7.3 for one token, where a step makes nothing independent: exact at any T."""
