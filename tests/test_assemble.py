@@ -45,6 +45,7 @@ ELSEWHERE = {
     },
     "parametrisation": {"clean", "direct", "field", "logits", "subs"},
     "objective": {
+        "consistency",
         "cross_entropy",
         "idempotent",
         "poisson_batch",

@@ -45,7 +45,7 @@ VARIANTS = [
 ]
 # those that draw, those without steps and those of tokens have files of their own
 ELSEWHERE = {"annealed_langevin", "dopri5", "euler_maruyama", "pc"}
-ELSEWHERE |= {"cached", "confident", "first_hitting"}
+ELSEWHERE |= {"cached", "confident", "first_hitting", "restart"}
 
 
 def build(name, steps, grid=UNIFORM, **own):
