@@ -83,7 +83,9 @@ class Model(Denoiser):
         weights = next(self.network.parameters())
         if scaled.is_floating_point():
             scaled = scaled.to(weights.dtype)
-        level = level.to(weights.device, weights.dtype).expand(len(x))
+        if level.ndim == 0:  # a fill, not a copy to the device
+            level = weights.new_full((len(x),), level.item())
+        level = level.to(weights.device, weights.dtype)
         with self.around():
             out = self.network(scaled, level, **cond)
         precision = x.dtype if x.is_floating_point() else torch.float32

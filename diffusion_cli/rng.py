@@ -10,7 +10,9 @@ import math
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,17 +25,23 @@ def philox(counter: Sequence[Tensor | int], seed: int) -> list[Tensor]:
     """Four 32-bit words for every 128-bit counter, as int64 tensors.
 
     int64 products wrap modulo 2^64, which leaves both halves of the unsigned product.
+    On the CPU numpy computes the same integers, in a quarter of the time for few.
     """
-    c0, c1, c2, c3 = (torch.as_tensor(word) for word in counter)
+    words: list[Any] = [torch.as_tensor(word) for word in counter]
+    if all(word.is_cpu for word in words):
+        words = [word.numpy() for word in words]
+    c0, c1, c2, c3 = words
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    for _ in range(10):
-        low = c0 * _MULTIPLIERS[0]
-        high = c2 * _MULTIPLIERS[1]
-        c0 = ((high >> 32) & _MASK) ^ c1 ^ k0
-        c2 = ((low >> 32) & _MASK) ^ c3 ^ k1
-        c1, c3 = high & _MASK, low & _MASK
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return list(torch.broadcast_tensors(c0, c1, c2, c3))  # type: ignore[no-untyped-call]
+    with np.errstate(over="ignore"):
+        for _ in range(10):
+            low = c0 * _MULTIPLIERS[0]
+            high = c2 * _MULTIPLIERS[1]
+            c0 = ((high >> 32) & _MASK) ^ c1 ^ k0
+            c2 = ((low >> 32) & _MASK) ^ c3 ^ k1
+            c1, c3 = high & _MASK, low & _MASK
+            k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    made = (torch.as_tensor(word) for word in (c0, c1, c2, c3))
+    return list(torch.broadcast_tensors(*made))  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,27 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, step: int, config: Mapping[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
-
         self.folder, self._told = folder, False
+        self._step, self._config = step, config
         self.metrics = folder / "metrics.jsonl"
         with storage(self.metrics):
             _truncate(self.metrics, step)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        _, start, self._end = hparams(_plain(config), {})
-        self._board.file_writer.add_summary(start)
+
+    @cached_property
+    def _board(self) -> Any:
+        """TensorBoard's writer; who waits for the first step does not wait for it."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = str(self.folder / "tensorboard")
+        board = SummaryWriter(folder, purge_step=self._step + 1)
+        self._mark(board, 1)
+        return board
+
+    def _mark(self, board: Any, which: int) -> None:
+        """Write the hyperparameters (1), or that the run with them is over (2)."""
+        from torch.utils.tensorboard.summary import hparams
+
+        board.file_writer.add_summary(hparams(_plain(self._config), {})[which])
 
     def log(
         self,
@@ -122,8 +134,9 @@ class Tracker:
         """Write what is waiting, and that the run is complete."""
         try:
             if complete:
-                self._board.file_writer.add_summary(self._end)
-            self._board.close()
+                self._mark(self._board, 2)
+            if "_board" in vars(self):
+                self._board.close()
         except OSError as error:
             self._complain(error)
 

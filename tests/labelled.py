@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from oracles import NormalData
+from oracles import NormalData, scales
 from torch import Tensor
 
 from diffusion_cli.core import Categorical, Point, Posterior, Spec
@@ -28,7 +28,7 @@ class Labelled(Denoiser):
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """log w_k p_t(x | k) up to a constant, (B, K): the exact classifier's."""
-        k = self.process.at(t, x)
+        k = scales(self.process, t, x)
         gaps = x[:, None] - (
             k.alpha * self.means if t.ndim == 0 else k.alpha[:, None] * self.means
         )

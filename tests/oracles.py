@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion_cli.core import Normal, Point, Posterior
 from diffusion_cli.denoiser import Context, Denoiser, Model
 from diffusion_cli.processes import processes
-from diffusion_cli.processes.affine import Affine, Diffusion
+from diffusion_cli.processes.affine import Affine, Diffusion, Scales, like
 from diffusion_cli.rng import Rng
 
 SCHEDULES = {
@@ -43,6 +43,11 @@ def number(value: float) -> Tensor:
 def rows(count: int, seed: int = 0) -> Rng:
     """The streams of samples 0 .. count - 1."""
     return Rng(seed, torch.arange(count))
+
+
+def scales(process: Affine, t: Tensor, x: Tensor) -> Scales:
+    """The scales at `t` as tensors that multiply `x`, straight from the schedule."""
+    return Scales(*(like(k, x) for k in process.schedule(t)))
 
 
 class Still(Rng):
@@ -79,7 +84,7 @@ class NormalData(Denoiser):
         self.s2, self.m, self.spread = s2, m, spread
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
-        k = self.process.at(t, x)
+        k = scales(self.process, t, x)
         v = k.alpha**2 * self.s2 + k.sigma**2
         mean = self.m + k.alpha * self.s2 / v * (x - k.alpha * self.m)
         if self.spread:
@@ -107,7 +112,7 @@ class Finite(Denoiser):
         self.points = points
 
     def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Posterior:
-        k = self.process.at(t, x)
+        k = scales(self.process, t, x)
         gaps = x.flatten(1)[:, None] - k.alpha * self.points.flatten(1)[None]
         spread = k.sigma if k.sigma.ndim == 0 else k.sigma.reshape(-1, 1)
         weights = (-gaps.square().sum(-1) / (2 * spread**2)).softmax(-1)

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from measured import Stub
-from oracles import SCHEDULES, Mixture, NormalData, gaussian, number, rows
+from oracles import SCHEDULES, Mixture, NormalData, gaussian, number, rows, scales
 
 from diffusion_cli.core import Point, Spec
 from diffusion_cli.denoiser import Denoiser
@@ -36,7 +36,7 @@ class Uniform(Denoiser):
         self.process, self.high = process, high
 
     def forward(self, x, t, **cond):
-        k = self.process.at(t, x)
+        k = scales(self.process, t, x)
         noise, y = k.sigma / k.alpha, x / k.alpha
         low, high = (-self.high - y) / noise, (self.high - y) / noise
         phi = [torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi) for z in (low, high)]

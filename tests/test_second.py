@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from oracles import NormalData, Still, gaussian, number, rows
+from oracles import NormalData, Still, gaussian, number, rows, scales
 from torch import nn
 
 from diffusion_cli.core import Normal, Point, Spec
@@ -70,7 +70,7 @@ class Trusted(Denoiser):
         self.process, self.name, self.s2 = process, name, s2
 
     def forward(self, x, t, **cond):
-        k = self.process.at(t, x)
+        k = scales(self.process, t, x)
         v = k.alpha**2 * self.s2 + k.sigma**2
         eps, left = k.sigma / v * x, k.alpha**2 * self.s2 / v  # left = E (n - eps)^2
         moments = {
@@ -147,7 +147,7 @@ def test_npr_and_sn_agree_only_for_the_exact_mean():
     takes k^2 e(x)^2 off E[n^2 | x] = 1 - Gamma + e(x)^2."""
     process, s2, t = gaussian("vp"), 0.25, number(0.4).expand(5)
     x = rows(5).normal((5, 1)).double()
-    k = process.at(t, x)
+    k = scales(process, t, x)
     v = k.alpha**2 * s2 + k.sigma**2
     exact, left = k.sigma / v * x, 1 - k.sigma**2 / v
     ratio = (k.sigma / k.alpha) ** 2
@@ -343,8 +343,8 @@ class Gains(Network):
 class Single(parametrisations["eps"]):
     """The first of two outputs, read as the noise."""
 
-    def clean(self, out, x, k):
-        return super().clean(out.chunk(2, dim=1)[0], x, k)
+    def posterior(self, out, x, t, process):
+        return super().posterior(out.chunk(2, dim=1)[0], x, t, process)
 
 
 def test_the_bound_prefers_the_variance_that_the_error_has():

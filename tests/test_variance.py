@@ -14,6 +14,7 @@ from oracles import (
     gaussian,
     number,
     rows,
+    scales,
 )
 from tiny import Setup
 
@@ -44,7 +45,7 @@ class Scaled(Denoiser):
         self.inner, self.gain, self.process = inner, gain, inner.process
 
     def forward(self, x, t, **cond):
-        k = self.process.at(t, x)
+        k = scales(self.process, t, x)
         eps = (x - k.alpha * self.inner(x, t).mean) / k.sigma
         return Point((x - k.sigma * self.gain * eps) / k.alpha)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_cli.core import Posterior
 from diffusion_cli.denoiser import Denoiser
-from diffusion_cli.processes.affine import Affine, Diffusion
+from diffusion_cli.processes.affine import Affine, Diffusion, like
 from diffusion_cli.settings import require
 
 At = Literal["noisy", "clean"]
@@ -53,8 +53,8 @@ def pushed(
 
     Where no signal is left (alpha = 0) the belief owes nothing to x_t, and stays.
     """
-    k = process.at(t, x)
-    factor = torch.where(k.alpha > 0, k.sigma**2 / k.alpha, 0.0)
+    k = process.schedule(t)
+    factor = like(torch.where(k.alpha > 0, k.sigma**2 / k.alpha, 0.0), x)
     return q.mean + (factor * score).to(q.mean)
 
 

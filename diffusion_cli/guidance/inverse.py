@@ -11,7 +11,7 @@ from diffusion_cli.core import Posterior
 from diffusion_cli.denoiser import Context, Denoiser
 from diffusion_cli.guidance import Operator, guidances
 from diffusion_cli.guidance.gradients import pushed, slope_through
-from diffusion_cli.processes.affine import Diffusion
+from diffusion_cli.processes.affine import Diffusion, Factor
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
 
@@ -93,10 +93,8 @@ class Inverse(Denoiser):
             rows = torch.arange(len(x))
         return self.y[rows.to(self.y.device) % len(self.y)].to(x)
 
-    def _variance(self, x: Tensor, t: Tensor, gain: float) -> Tensor:
+    def _variance(self, x: Tensor, t: Tensor, gain: float) -> Factor:
         """r^2 + noise^2 / gain: the variance of y, carried back to x_0."""
         k, data = cast(Diffusion, self.process).at(t, x), self.data_std**2
-        r2 = data * k.sigma**2 / (k.alpha**2 * data + k.sigma**2)
-        if self.method == "dps":
-            r2 = torch.zeros_like(r2)
-        return torch.as_tensor(r2 + self.noise**2 / gain)
+        spread = data * k.sigma**2 / (k.alpha**2 * data + k.sigma**2)
+        return (spread if self.method == "pgdm" else 0.0) + self.noise**2 / gain

@@ -42,5 +42,6 @@ class Large(Denoiser):
         q = self.inner(x, t, **cond)
         k = cast(Diffusion, self.process).at(t, x)
         data = self.data_std**2
-        var = torch.as_tensor(data * k.sigma**2 / (k.alpha**2 * data + k.sigma**2))
-        return Normal(q.mean, var.to(x)).tilted(q.tilt)
+        var = data * k.sigma**2 / (k.alpha**2 * data + k.sigma**2)
+        var = torch.as_tensor(var, dtype=x.dtype, device=x.device)
+        return Normal(q.mean, var).tilted(q.tilt)

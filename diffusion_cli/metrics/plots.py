@@ -6,10 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
-
 Points = Sequence[tuple[float, float, float]]  # x, y, the spread of y
 
 
@@ -24,6 +20,11 @@ def chart(
     ringed: str = "",
 ) -> bytes:
     """Curves with error bars, by name; `rings` are drawn around some of the points."""
+    # a quarter of the time torch takes: only who draws waits for it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
+
     figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()

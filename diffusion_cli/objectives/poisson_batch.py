@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_cli.denoiser import Model
 from diffusion_cli.objectives import Objective, objectives
+from diffusion_cli.processes.affine import like
 from diffusion_cli.processes.rays import Charged
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
@@ -96,12 +97,13 @@ class PoissonBatch(Objective):
         assert reference is not None, "the loader gives it"
         process = cast(Charged, model.process)
         t, y = self.states(process, x0.double(), rng)
-        k = process.at(t, y)
+        k = process.schedule(t)
         mates = torch.ones(len(x0), len(reference), dtype=torch.bool, device=y.device)
         if reference_label is not None:
             mates = cond["label"][:, None] == reference_label
-        mean = self.mean(process, y, k.sigma / k.alpha, x0.double(), reference, mates)
-        x = (k.alpha * y).to(x0.dtype)
+        z = like(k.sigma / k.alpha, y)
+        mean = self.mean(process, y, z, x0.double(), reference, mates)
+        x = (like(k.alpha, y) * y).to(x0.dtype)
         out = model.output(x, t, **cond)
         self.times = t
         reading = model.parametrisation

@@ -10,6 +10,11 @@ from diffusion_cli.optimizers import optimizers
 from diffusion_cli.settings import require
 
 
+def _eager(step: Any) -> Any:
+    """Torch's step without the import of its compiler, which it only tells to wait."""
+    return torch.no_grad()(getattr(step, "__wrapped__", step))
+
+
 def _check(lr: float, weight_decay: float, *betas: float) -> None:
     require(lr > 0, "lr", lr, "> 0")
     require(weight_decay >= 0, "weight_decay", weight_decay, ">= 0")
@@ -39,6 +44,8 @@ class AdamW(torch.optim.AdamW):
         require(eps >= 0, "eps", eps, ">= 0")
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
 
+    step = _eager(torch.optim.AdamW.step)
+
 
 @optimizers("adam")
 class Adam(torch.optim.Adam):
@@ -61,6 +68,8 @@ class Adam(torch.optim.Adam):
         _check(lr, weight_decay, *betas)
         require(eps >= 0, "eps", eps, ">= 0")
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
+
+    step = _eager(torch.optim.Adam.step)
 
 
 @optimizers("sgd")
@@ -92,3 +101,5 @@ class SGD(torch.optim.SGD):
             nesterov=nesterov,
             fused=True,
         )
+
+    step = _eager(torch.optim.SGD.step)

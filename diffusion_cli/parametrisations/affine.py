@@ -1,7 +1,8 @@
 """Six readings of a network on an affine path, x_t = alpha x_0 + sigma n.
 
-Each is one row of a table: how F stands for x_0. All see x / sqrt(alpha^2 + sigma^2),
-which is x_t itself on a variance-preserving path, and the time as level, except `edm`.
+Each is one row of a table: x_0 = a x_t + b F, with a and b functions of the time. All
+see x / sqrt(alpha^2 + sigma^2), which is x_t itself on a variance-preserving path, and
+the time as level, except `edm`.
 """
 
 from __future__ import annotations
@@ -9,31 +10,39 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from diffusion_cli.core import Point
 from diffusion_cli.parametrisations import Parametrisation, parametrisations
 from diffusion_cli.processes import Process
-from diffusion_cli.processes.affine import Affine, Diffusion, Scales
+from diffusion_cli.processes.affine import (
+    Affine,
+    Diffusion,
+    Factor,
+    Factors,
+    blend,
+    root,
+)
 from diffusion_cli.settings import require
 
 
 class Reading(Parametrisation):
-    """Shared by all rows; each adds `clean`, the x_0 that the output F stands for."""
+    """Shared by all rows; each adds `row`, how the output F stands for x_0."""
 
     needs = Affine
 
     def inputs(self, x: Tensor, t: Tensor, process: Process) -> tuple[Tensor, Tensor]:
         k = cast(Affine, process).at(t, x)
-        return x / (k.alpha**2 + k.sigma**2).sqrt(), t
+        spread = root(k.alpha**2 + k.sigma**2)
+        return x if isinstance(spread, float) and spread == 1 else x / spread, t
 
     def posterior(self, out: Tensor, x: Tensor, t: Tensor, process: Process) -> Point:
-        return Point(self.clean(out, x, cast(Affine, process).at(t, x)))
+        a, b = self.row(cast(Affine, process).at(t, x))
+        return Point(blend(a, x, b, out))
 
     @abstractmethod
-    def clean(self, out: Tensor, x: Tensor, k: Scales) -> Tensor:
-        """x_0 from the output F and the state, the shape of `x`."""
+    def row(self, k: Factors) -> tuple[Factor, Factor]:
+        """a and b of x_0 = a x + b F."""
 
 
 class NoiseReading(Reading):
@@ -52,8 +61,8 @@ class Eps(NoiseReading):
     Reference: Ho et al. 2020, eq. 11, arXiv:2006.11239.
     """
 
-    def clean(self, out: Tensor, x: Tensor, k: Scales) -> Tensor:
-        return (x - k.sigma * out) / k.alpha
+    def row(self, k: Factors) -> tuple[Factor, Factor]:
+        return 1 / k.alpha, -k.sigma / k.alpha
 
 
 @parametrisations("score")
@@ -65,8 +74,8 @@ class Score(NoiseReading):
 
     needs = Diffusion
 
-    def clean(self, out: Tensor, x: Tensor, k: Scales) -> Tensor:
-        return (x + k.sigma * out) / k.alpha
+    def row(self, k: Factors) -> tuple[Factor, Factor]:
+        return 1 / k.alpha, k.sigma / k.alpha
 
 
 @parametrisations("x0")
@@ -76,8 +85,8 @@ class Clean(Reading):
     Reference: Ho et al. 2020, section 3.2, arXiv:2006.11239.
     """
 
-    def clean(self, out: Tensor, x: Tensor, k: Scales) -> Tensor:
-        return out
+    def row(self, k: Factors) -> tuple[Factor, Factor]:
+        return 0.0, 1.0
 
 
 @parametrisations("v")
@@ -89,9 +98,9 @@ class V(Reading):
     Reference: Salimans and Ho 2022, appendix D, arXiv:2202.00512.
     """
 
-    def clean(self, out: Tensor, x: Tensor, k: Scales) -> Tensor:
+    def row(self, k: Factors) -> tuple[Factor, Factor]:
         square = k.alpha**2 + k.sigma**2
-        return (k.alpha * x - k.sigma * square.sqrt() * out) / square
+        return k.alpha / square, -k.sigma / root(square)
 
 
 @parametrisations("velocity")
@@ -103,9 +112,9 @@ class Velocity(Reading):
     Reference: Lipman et al. 2023, eq. 13, arXiv:2210.02747.
     """
 
-    def clean(self, out: Tensor, x: Tensor, k: Scales) -> Tensor:
+    def row(self, k: Factors) -> tuple[Factor, Factor]:
         wronskian = k.alpha * k.dsigma - k.dalpha * k.sigma
-        return (k.dsigma * x - k.sigma * out) / wronskian
+        return k.dsigma / wronskian, -k.sigma / wronskian
 
 
 @parametrisations("edm")
@@ -128,15 +137,12 @@ class EDM(Reading):
 
     def inputs(self, x: Tensor, t: Tensor, process: Process) -> tuple[Tensor, Tensor]:
         affine = cast(Affine, process)
-        k, level = affine.at(t, x), affine.schedule(t)
-        # where no signal is left (alpha = 0) the level saturates instead of diverging
-        ratio = level.sigma / level.alpha.clamp(min=1e-4)
-        return x / self.spread(k), ratio.log() / 4
+        return x / self.spread(affine.at(t, x)), affine.log_ratio(t) / 4
 
-    def clean(self, out: Tensor, x: Tensor, k: Scales) -> Tensor:
+    def row(self, k: Factors) -> tuple[Factor, Factor]:
         spread, std = self.spread(k), self.data_std
-        return (k.alpha * std**2 * x + k.sigma * std * spread * out) / spread**2
+        return k.alpha * (std / spread) ** 2, k.sigma * std / spread
 
-    def spread(self, k: Scales) -> Tensor:
+    def spread(self, k: Factors) -> Factor:
         """The standard deviation m of x_t."""
-        return torch.sqrt((k.alpha * self.data_std) ** 2 + k.sigma**2)
+        return root((k.alpha * self.data_std) ** 2 + k.sigma**2)

@@ -10,7 +10,7 @@ from diffusion_cli.core import Categorical, Spec
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.parametrisations import Parametrisation, parametrisations
 from diffusion_cli.processes import Process
-from diffusion_cli.processes.affine import Affine
+from diffusion_cli.processes.affine import Affine, root
 
 
 @parametrisations("classes")
@@ -34,10 +34,8 @@ class Classes(Parametrisation):
 
     def inputs(self, x: Tensor, t: Tensor, process: Process) -> tuple[Tensor, Tensor]:
         affine = cast(Affine, process)
-        k, level = affine.at(t, x), affine.schedule(t)
-        # where no signal is left (alpha = 0) the level saturates instead of diverging
-        ratio = level.sigma / level.alpha.clamp(min=1e-4)
-        return x / (k.alpha**2 + k.sigma**2).sqrt(), ratio.log() / 4
+        k = affine.at(t, x)
+        return x / root(k.alpha**2 + k.sigma**2), affine.log_ratio(t) / 4
 
     def posterior(
         self, out: Tensor, x: Tensor, t: Tensor, process: Process

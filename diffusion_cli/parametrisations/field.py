@@ -52,9 +52,9 @@ class Field(Parametrisation):
         return (state.shape[0] + 1, *state.shape[1:])
 
     def inputs(self, x: Tensor, t: Tensor, process: Process) -> tuple[Tensor, Tensor]:
-        y, z, level = charted(x, t, process)
+        y, z, log_z = charted(x, t, process)
         square = y.flatten(1).square().mean(1).reshape(-1, *[1] * (x.ndim - 1))
-        return y / (1 + z**2 + square).sqrt(), level.log() / 4
+        return y / (1 + z**2 + square).sqrt(), log_z / 4
 
     def posterior(self, out: Tensor, x: Tensor, t: Tensor, process: Process) -> Point:
         y, z, _ = charted(x, t, process)
@@ -83,10 +83,11 @@ class Field(Parametrisation):
 
 
 def charted(x: Tensor, t: Tensor, process: Process) -> tuple[Tensor, Tensor, Tensor]:
-    """y = x / alpha; z = sigma / alpha, shaped to multiply y; z in the shape of t."""
+    """y = x / alpha; z = sigma / alpha, shaped to multiply y; log z, shaped like t."""
     affine = cast(Affine, process)
-    k, level = affine.at(t, x), affine.schedule(t)
-    return x / k.alpha, (k.sigma / k.alpha).to(x.dtype), level.sigma / level.alpha
+    k = affine.at(t, x)
+    z = torch.as_tensor(k.sigma / k.alpha, dtype=x.dtype, device=x.device)
+    return x / k.alpha, z, affine.log_ratio(t)
 
 
 def parts(out: Tensor) -> tuple[Tensor, Tensor]:

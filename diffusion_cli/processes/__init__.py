@@ -105,6 +105,11 @@ class Flow(Process):
     def chart(self, t: Tensor) -> Chart:
         """The coordinates in which this process is integrated best."""
 
+    def place(self, t: Tensor) -> tuple[float, float]:
+        """Scale and clock of `chart` at one time, (), on the CPU."""
+        scale, clock = self.chart(t)
+        return scale.item(), clock.item()
+
     @abstractmethod
     def instant(self, clock: Tensor) -> Tensor:
         """The time at which the clock of `chart` shows this, within the span."""

@@ -20,6 +20,10 @@ from diffusion_cli.processes.arcs import slerp
 from diffusion_cli.registry import Registry
 from diffusion_cli.rng import Rng
 
+LEAST = 1e-4  # of alpha, where its logarithm is asked for
+KEPT = 4096  # times whose scales a process remembers
+Factor = float | Tensor  # one number for the whole batch, or one per sample
+
 
 class Scales(NamedTuple):
     """alpha(t), sigma(t) and their time derivatives."""
@@ -28,6 +32,18 @@ class Scales(NamedTuple):
     sigma: Tensor
     dalpha: Tensor
     dsigma: Tensor
+
+
+class Numbers(NamedTuple):
+    """The scales at one time."""
+
+    alpha: float
+    sigma: float
+    dalpha: float
+    dsigma: float
+
+
+Factors = Scales | Numbers  # what multiplies states: one for each, or one for all
 
 
 class Schedule(ABC):
@@ -77,6 +93,20 @@ def like(value: Tensor, x: Tensor) -> Tensor:
     return value.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def root(square: Factor) -> Factor:
+    """The square root of what is below 0 by rounding alone."""
+    if isinstance(square, float):
+        return math.sqrt(max(square, 0.0))
+    return square.clamp(min=0).sqrt()
+
+
+def blend(a: Factor, x: Tensor, b: Factor, y: Tensor) -> Tensor:
+    """a x + b y, the shape of `x`; numbers take two passes over memory, not three."""
+    if isinstance(b, float):
+        return torch.add(a * x, y, alpha=b)
+    return a * x + b * y
+
+
 class Affine(Flow):
     """x_t = alpha x_0 + sigma n, for any noise law; the ODE needs E[x_0 | x_t] alone.
 
@@ -95,14 +125,41 @@ class Affine(Flow):
         end = torch.tensor(self.span[1], dtype=torch.float64)
         self.end = schedule(end)
         self.bounded = bool(self.end.alpha > 0)  # sigma / alpha is finite at the end
+        self._known: dict[float, Numbers] = {}
 
-    def at(self, t: Tensor, x: Tensor) -> Scales:
-        """The scales at `t`, shaped to multiply `x`."""
+    def numbers(self, t: Tensor) -> Numbers:
+        """The scales at one time, (), on the CPU; computed once and kept."""
+        time = t.item()
+        if time not in self._known:
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            self._known[time] = Numbers(*(k.item() for k in self.schedule(t)))
+        return self._known[time]
+
+    def at(self, t: Tensor, x: Tensor) -> Factors:
+        """The scales to multiply `x`: numbers, or tensors if every sample has a time.
+
+        A sampler asks for each time of its grid more than once, and in every chunk.
+        """
+        if t.ndim == 0 and t.is_cpu:
+            return self.numbers(t)
         return Scales(*(like(scale, x) for scale in self.schedule(t)))
 
     def noise_to_signal(self, t: Tensor) -> Tensor:
         k = self.schedule(t)
         return k.sigma / k.alpha
+
+    def log_ratio(self, t: Tensor) -> Tensor:
+        """log(sigma / alpha), float64 in the shape of `t`; as if alpha >= `LEAST`.
+
+        Where no signal is left (alpha = 0) it saturates instead of diverging.
+        """
+        if t.ndim == 0 and t.is_cpu:
+            one = self.numbers(t)
+            log = math.log(one.sigma / max(one.alpha, LEAST))
+            return torch.tensor(log, dtype=torch.float64)
+        k = self.schedule(t)
+        return (k.sigma / k.alpha.clamp(min=LEAST)).log()
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         k = self.at(t, x0)
@@ -121,6 +178,12 @@ class Affine(Flow):
             return Chart(torch.ones_like(t), t)
         k = self.schedule(t)
         return Chart(k.alpha, k.sigma / k.alpha)
+
+    def place(self, t: Tensor) -> tuple[float, float]:
+        if not self.bounded:
+            return 1.0, t.item()
+        k = self.numbers(t)
+        return k.alpha, k.sigma / k.alpha
 
     def instant(self, clock: Tensor) -> Tensor:
         t = self.schedule.time(clock) if self.bounded else clock
@@ -171,5 +234,5 @@ class Diffusion(Affine):
         """Draw x_s given x_t for s > t: one exact step of the forward SDE."""
         a, b = self.at(t, x), self.at(s, x)
         ratio = b.alpha / a.alpha
-        spread = (b.sigma**2 - (ratio * a.sigma) ** 2).clamp(min=0).sqrt()
+        spread = root(b.sigma**2 - (ratio * a.sigma) ** 2)
         return ratio * x + spread * rng.child("diffuse").normal(x.shape, x.dtype)

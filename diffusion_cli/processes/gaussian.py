@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion_cli.core import Posterior
 from diffusion_cli.processes import processes
-from diffusion_cli.processes.affine import Diffusion, Schedule
+from diffusion_cli.processes.affine import Diffusion, Schedule, blend, root
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
 
@@ -52,11 +52,11 @@ class Gaussian(Diffusion):
         a, b = self.at(t, x), self.at(s, x)
         ratio = a.alpha * b.sigma / (b.alpha * a.sigma)
         v = (eta * b.sigma) ** 2 * (1 - ratio**2)
-        k = (b.sigma**2 - v).clamp(min=0).sqrt() / a.sigma
-        mean = b.alpha * q.mean + k * (x - a.alpha * q.mean)
+        k = root(b.sigma**2 - v) / a.sigma
+        mean = blend(k, x, b.alpha - k * a.alpha, q.mean)
         variance = v + (b.alpha - k * a.alpha) ** 2 * q.var
         deterministic = eta == 0 and isinstance(q.var, float)
-        if deterministic or (final == "mean" and bool((s == 0).all())):
+        if deterministic or (final == "mean" and not s.any()):
             return mean
         normal = rng.child("reverse").normal(x.shape, x.dtype)
-        return mean + variance * q.tilt + variance.clamp(min=0).sqrt() * normal
+        return mean + variance * q.tilt + root(variance) * normal

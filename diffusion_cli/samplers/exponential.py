@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from diffusion_cli.processes.affine import Scales
+from diffusion_cli.processes.affine import Numbers
 from diffusion_cli.samplers import Grid, samplers
 from diffusion_cli.samplers.multistep import Multistep
 
@@ -30,14 +30,14 @@ class DPMPP(Multistep):
     ) -> None:
         super().__init__(grid, steps, order, correct)
 
-    def value(self, mean: Tensor, x: Tensor, a: Scales) -> Tensor:
+    def value(self, mean: Tensor, x: Tensor, a: Numbers) -> Tensor:
         return mean
 
-    def nodes(self, past: Tensor, now: Tensor, later: Tensor) -> Tensor:
+    def node(self, past: float, now: float, later: float) -> float:
         return later - past
 
-    def step(self, x: Tensor, total: Tensor, a: Scales, b: Scales) -> Tensor:
-        return (b.sigma / a.sigma) * x + b.alpha * total
+    def factors(self, a: Numbers, b: Numbers) -> tuple[float, float]:
+        return b.sigma / a.sigma, b.alpha
 
 
 @samplers("eab")
@@ -62,11 +62,12 @@ class EAB(Multistep):
     ) -> None:
         super().__init__(grid, steps, order, correct)
 
-    def value(self, mean: Tensor, x: Tensor, a: Scales) -> Tensor:
+    def value(self, mean: Tensor, x: Tensor, a: Numbers) -> Tensor:
         return (x - a.alpha * mean) / a.sigma
 
-    def nodes(self, past: Tensor, now: Tensor, later: Tensor) -> Tensor:
+    def node(self, past: float, now: float, later: float) -> float:
         return past - now
 
-    def step(self, x: Tensor, total: Tensor, a: Scales, b: Scales) -> Tensor:
-        return (b.alpha / a.alpha) * x - (b.alpha * a.sigma / a.alpha) * total
+    def factors(self, a: Numbers, b: Numbers) -> tuple[float, float]:
+        ratio = b.alpha / a.alpha
+        return ratio, -ratio * a.sigma

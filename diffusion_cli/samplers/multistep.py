@@ -6,6 +6,7 @@ the polynomial stands for, the clean sample or the noise, and in the noise they 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,44 +19,49 @@ from torch import Tensor
 
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.processes import Process
-from diffusion_cli.processes.affine import Affine, Scales
+from diffusion_cli.processes.affine import Affine, Numbers
 from diffusion_cli.rng import Rng
 from diffusion_cli.samplers import Grid, Sampler
 from diffusion_cli.settings import require
 
 
-def moments(h: Tensor, count: int) -> Tensor:
-    """The integrals of v^i exp(-v) over (0, h) for i < count: (count,) float64.
+@lru_cache(maxsize=4096)
+def interpolation(nodes: tuple[float, ...], h: float) -> tuple[float, ...]:
+    """Weights of a polynomial's values at `nodes` in its integral against exp(-v).
 
-    Gauss-Legendre nodes on unit panels; the recursion over i cancels for small h.
+    w_j = integral over (0, h) of exp(-v) prod_{k != j} (v - n_k) / (n_j - n_k) dv
+
+    Gauss-Legendre quadrature on panels of at most unit length. A sampler repeats the
+    same steps in every chunk.
     """
-    panels = max(1, int(h.ceil()))
-    nodes, mass = _legendre(12)
-    v = (torch.arange(panels)[:, None] + nodes) * (h / panels)
-    powers = v[None] ** torch.arange(count)[:, None, None]
-    return (powers * (-v).exp() * mass).sum((1, 2)) * (h / panels)
+    panels = max(1, math.ceil(h))
+    width = h / panels
+    weights = [0.0] * len(nodes)
+    for panel in range(panels):
+        for point, mass in _legendre(12):
+            v = (panel + point) * width
+            density = width * mass * math.exp(-v)
+            for j, node in enumerate(nodes):
+                others = nodes[:j] + nodes[j + 1 :]
+                basis = [(v - other) / (node - other) for other in others]
+                weights[j] += density * math.prod(basis)
+    return tuple(weights)
 
 
 @lru_cache
-def _legendre(count: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of Gauss-Legendre quadrature on (0, 1), float64."""
+def _legendre(count: int) -> list[tuple[float, float]]:
+    """Nodes and weights of Gauss-Legendre quadrature on (0, 1)."""
     i = torch.arange(1, count, dtype=torch.float64)
     off_diagonal = torch.diag(i / (4 * i**2 - 1).sqrt(), 1)
     nodes, vectors = torch.linalg.eigh(off_diagonal + off_diagonal.T)  # Golub-Welsch
-    return (nodes + 1) / 2, vectors[0] ** 2
-
-
-def interpolation(nodes: Tensor, h: Tensor) -> list[float]:
-    """Weights of a polynomial's values at `nodes` in its integral over exp(-v)."""
-    powers = torch.arange(len(nodes), dtype=torch.float64)
-    vandermonde = nodes[None] ** powers[:, None]
-    return torch.linalg.solve(vandermonde, moments(h, len(nodes))).tolist()  # type: ignore[no-any-return]
+    pairs = torch.stack(((nodes + 1) / 2, vectors[0] ** 2), 1)
+    return [(point, mass) for point, mass in pairs.tolist()]
 
 
 class Node(NamedTuple):
     """A value of the polynomial at lambda."""
 
-    at: Tensor
+    at: float
     value: Tensor
 
 
@@ -87,11 +93,11 @@ class Multistep(Sampler):
     def trajectory(self, denoiser: Denoiser, x: Tensor, rng: Rng) -> Iterator[Tensor]:
         process = cast(Affine, denoiser.process)
         past: deque[Node] = deque(maxlen=self.values + self.correct)
-        origin: tuple[Tensor, Scales] | None = None  # of the step that led to x
+        origin: tuple[Tensor, Numbers] | None = None  # of the step that led to x
         for i, (t, s) in enumerate(pairwise(self.grid(process, self.steps))):
             q = denoiser(x, t)
-            a, b = process.schedule(t), process.schedule(s)
-            if s == 0:
+            a, b = process.numbers(t), process.numbers(s)
+            if s.item() == 0:
                 x = q.mean
             elif a.alpha == 0:
                 x = self.disturb(self.begin(x, q.mean, a, b), a, b, rng.at(i))
@@ -104,35 +110,40 @@ class Multistep(Sampler):
                 x = self.disturb(x, a, b, rng.at(i))
             yield x
 
-    def advance(self, x: Tensor, a: Scales, b: Scales, past: Sequence[Node]) -> Tensor:
+    def advance(
+        self, x: Tensor, a: Numbers, b: Numbers, past: Sequence[Node]
+    ) -> Tensor:
         """x_s from x_t and a polynomial through the nodes."""
         now, later = log_snr(a), log_snr(b)
-        nodes = self.nodes(torch.stack([node.at for node in past]), now, later)
-        weights = interpolation(self.rate * nodes, self.rate * (later - now))
-        parts = [w * node.value for w, node in zip(weights, past, strict=True)]
-        return self.step(x, torch.stack(parts).sum(0), a, b)
+        nodes = tuple(self.rate * self.node(node.at, now, later) for node in past)
+        weights = interpolation(nodes, self.rate * (later - now))
+        keep, gain = self.factors(a, b)
+        x = keep * x
+        for weight, node in zip(weights, past, strict=True):
+            x = torch.add(x, node.value, alpha=gain * weight)
+        return x
 
-    def begin(self, x: Tensor, mean: Tensor, a: Scales, b: Scales) -> Tensor:
+    def begin(self, x: Tensor, mean: Tensor, a: Numbers, b: Numbers) -> Tensor:
         """x_s from x_t where alpha_t = 0: with one belief the step is DDIM's."""
         return (b.sigma / a.sigma) * x + b.alpha * mean
 
-    def disturb(self, x: Tensor, a: Scales, b: Scales, rng: Rng) -> Tensor:
+    def disturb(self, x: Tensor, a: Numbers, b: Numbers, rng: Rng) -> Tensor:
         """x_s with the noise that the step adds: none, for an ODE."""
         return x
 
     @abstractmethod
-    def value(self, mean: Tensor, x: Tensor, a: Scales) -> Tensor:
+    def value(self, mean: Tensor, x: Tensor, a: Numbers) -> Tensor:
         """What the polynomial runs through: the clean sample or the noise."""
 
     @abstractmethod
-    def nodes(self, past: Tensor, now: Tensor, later: Tensor) -> Tensor:
-        """The lambdas of the nodes in the variable v of the integral."""
+    def node(self, past: float, now: float, later: float) -> float:
+        """The lambda of a node in the variable v of the integral."""
 
     @abstractmethod
-    def step(self, x: Tensor, total: Tensor, a: Scales, b: Scales) -> Tensor:
-        """x_s from x_t and the integral of the polynomial against exp(-v)."""
+    def factors(self, a: Numbers, b: Numbers) -> tuple[float, float]:
+        """x_s = factor x_t + factor times the integral of the polynomial."""
 
 
-def log_snr(k: Scales) -> Tensor:
+def log_snr(k: Numbers) -> float:
     """lambda = log(alpha / sigma)."""
-    return (k.alpha / k.sigma).log()
+    return math.log(k.alpha / k.sigma)

@@ -20,8 +20,8 @@ from diffusion_cli.settings import require
 
 def move(process: Flow, x: Tensor, slope: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """x_s on the straight line of direction `slope` through x_t, in the chart."""
-    a, b = process.chart(t), process.chart(s)
-    return b.scale * (x / a.scale + (b.clock - a.clock) * slope)
+    (scale, clock), (after, later) = process.place(t), process.place(s)
+    return after * (x / scale + (later - clock) * slope)
 
 
 @samplers("euler")
@@ -56,7 +56,11 @@ class Euler(Sampler):
         process = cast(Flow, denoiser.process)
         for t, s in pairwise(self.grid(process, self.steps)):
             q = denoiser(x, t)
-            x = move(process, x, process.slope(q, x, t), t, s) if s > 0 else q.mean
+            x = (
+                move(process, x, process.slope(q, x, t), t, s)
+                if s.item() > 0
+                else q.mean
+            )
             yield x
 
 
@@ -117,7 +121,7 @@ class Heun(Sampler):
             if self.churn:
                 x, t = self.raised(cast(Diffusion, process), x, t, rng.at(i))
             q = denoiser(x, t)
-            if s == 0:
+            if s.item() == 0:
                 x = q.mean
             else:
                 slope = process.slope(q, x, t)
@@ -179,11 +183,11 @@ class RK4(Sampler):
         process = cast(Flow, denoiser.process)
         for t, s in pairwise(self.grid(process, self.steps)):
             q = denoiser(x, t)
-            if s == 0:
+            if s.item() == 0:
                 x = q.mean
             else:
-                clocks = process.chart(t).clock + process.chart(s).clock
-                half = process.instant(clocks / 2)
+                clock = (process.place(t)[1] + process.place(s)[1]) / 2
+                half = process.instant(torch.tensor(clock, dtype=torch.float64))
                 total = slope = process.slope(q, x, t)
                 for end, weight in ((half, 2), (half, 2), (s, 1)):
                     ahead = move(process, x, slope, t, end)

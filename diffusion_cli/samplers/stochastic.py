@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 from diffusion_cli.processes import Process
-from diffusion_cli.processes.affine import Diffusion, Scales
+from diffusion_cli.processes.affine import Diffusion, Numbers
 from diffusion_cli.rng import Rng
 from diffusion_cli.samplers import Grid, samplers
 from diffusion_cli.samplers.multistep import Multistep
@@ -50,25 +51,26 @@ class SDEDPMPP(Multistep):
     def noisy(self) -> bool:
         return self.eta > 0
 
-    def decay(self, a: Scales, b: Scales) -> Tensor:
+    def decay(self, a: Numbers, b: Numbers) -> float:
         """exp(-eta^2 h), also where h is infinite."""
-        fall = b.sigma * a.alpha / (b.alpha * a.sigma)
-        return torch.as_tensor(fall**self.eta**2)
+        fall: float = b.sigma * a.alpha / (b.alpha * a.sigma)
+        return math.pow(fall, self.eta**2)
 
-    def begin(self, x: Tensor, mean: Tensor, a: Scales, b: Scales) -> Tensor:
-        return self.step(x, mean, a, b)
+    def begin(self, x: Tensor, mean: Tensor, a: Numbers, b: Numbers) -> Tensor:
+        keep, gain = self.factors(a, b)
+        return keep * x + gain * mean
 
-    def disturb(self, x: Tensor, a: Scales, b: Scales, rng: Rng) -> Tensor:
+    def disturb(self, x: Tensor, a: Numbers, b: Numbers, rng: Rng) -> Tensor:
         if not self.eta:
             return x
-        spread = b.sigma * (1 - self.decay(a, b) ** 2).sqrt()
+        spread = b.sigma * math.sqrt(1 - self.decay(a, b) ** 2)
         return x + spread * rng.child("step").normal(x.shape, x.dtype)
 
-    def value(self, mean: Tensor, x: Tensor, a: Scales) -> Tensor:
+    def value(self, mean: Tensor, x: Tensor, a: Numbers) -> Tensor:
         return mean
 
-    def nodes(self, past: Tensor, now: Tensor, later: Tensor) -> Tensor:
+    def node(self, past: float, now: float, later: float) -> float:
         return later - past
 
-    def step(self, x: Tensor, total: Tensor, a: Scales, b: Scales) -> Tensor:
-        return self.decay(a, b) * (b.sigma / a.sigma) * x + b.alpha * total
+    def factors(self, a: Numbers, b: Numbers) -> tuple[float, float]:
+        return self.decay(a, b) * (b.sigma / a.sigma), b.alpha

@@ -114,6 +114,7 @@ class Command(Side):
     words: list[str]
     setting: Setting
     code: int = 0  # that it ends with
+    told: dict[str, str] = field(default_factory=dict)  # in its environment
 
     def round(self) -> dict[str, float]:
         begun, before = time.perf_counter(), _children()
@@ -121,7 +122,7 @@ class Command(Side):
             self.words,
             capture_output=True,
             text=True,
-            env=environment(self.setting.threads),
+            env=environment(self.setting.threads) | self.told,
         )
         took, worked = time.perf_counter() - begun, _children() - before
         if done.returncode != self.code:

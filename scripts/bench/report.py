@@ -100,8 +100,9 @@ def details() -> list[str]:
     """A table of the sides of each comparison."""
     lines: list[str] = []
     for row in load().values():
-        for result in filter(lambda result: result["sides"], row["results"]):
-            lines += ["", f"### {result['title']}", "", *table(result)]
+        for result in row["results"]:
+            if result["sides"]:
+                lines += ["", f"### {result['title']}", "", *table(result)]
             lines += [f"Not measured: {fault}.  " for fault in result["faults"]]
         lines += ["", f"`{row['command']}`, {row['when']}, {row['rounds']} rounds. "]
         lines += [f"{row['machine']}. {row['versions']}."]
