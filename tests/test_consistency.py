@@ -47,7 +47,7 @@ class Ends(Denoiser):
 
     def forward(self, x, t, **cond):
         k = self.process.at(t, x)
-        ratio = (S2 / (k.alpha**2 * S2 + k.sigma**2)).sqrt()
+        ratio = (S2 / (k.alpha**2 * S2 + k.sigma**2)) ** 0.5
         return Point(M + ratio * (x - k.alpha * M) + self.theta * x.sin())
 
 
