@@ -138,8 +138,8 @@ ROWS = [
     Row("A10-io", 0, "retry 1/3", "", failing("fsync", errno.EIO, 1), (8, 12)),
     Row("A11", 6, r"retry 3/3(.|\n)*error\[IO\]: .*EIO", "",
         failing("fsync", errno.EIO, 99)),
-    Row("A12", 6, r"error\[READONLY\]: .*step_00000008: .*EACCES", "", as_nobody,
-        mend=writable),
+    Row("A12", 6, r"error\[READONLY\]: .*step_00000008: .*EACCES",
+        "step.loss@6:sleep:3", as_nobody, mend=writable),  # step 4 is written by then
     Row("A14", 0, "replacing incomplete step_00000008", "", incomplete_step, (8, 12)),
     Row("A15", 0, "", "ckpt.write:model.safetensors@0:sleep:0.1", None, (11, 12),
         words=("every.save=1",)),
