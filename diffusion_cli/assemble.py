@@ -90,7 +90,7 @@ def parts(
 
     built = attempt(lambda: model(config, spec, device, context))
     if built is None:
-        process = attempt(lambda: processes.build(config["process"], data=spec))
+        process = attempt(lambda: _process(config, spec, context))
     else:
         process = built.process
     loss = attempt(lambda: objective(config, process, spec)) if process else None
@@ -149,15 +149,7 @@ def model(
     config: Config, spec: Spec, device: str = "cpu", context: Context | None = None
 ) -> Model:
     """Process, network and parametrisation; weights follow from the seed alone."""
-    kind = processes[config["process"]["name"]].kind
-    if spec.kind != kind:
-        raise ConfigError(
-            f"process: `{config['process']['name']}` works on {kind} data; "
-            f"`{config['dataset']['name']}` is {spec.kind}",
-            FITTING[spec.kind],
-        )
-    read = context.samples if context else None
-    process = processes.build(config["process"], data=spec, read=read)
+    process = _process(config, spec, context)
     reading = parametrisations.build(config["parametrisation"])
     demand("parametrisation", config["parametrisation"]["name"], reading.needs, process)
     if reason := reading.fits(process):
@@ -172,6 +164,19 @@ def model(
         torch.manual_seed(config["seed"])
         network = networks.build(config["network"], state=state, out=reading.out(state))
     return Model(process, network, reading, spec)
+
+
+def _process(config: Config, spec: Spec, context: Context | None) -> Process:
+    """The process, if it works on data of this kind."""
+    kind = processes[config["process"]["name"]].kind
+    if spec.kind != kind:
+        raise ConfigError(
+            f"process: `{config['process']['name']}` works on {kind} data; "
+            f"`{config['dataset']['name']}` is {spec.kind}",
+            FITTING[spec.kind],
+        )
+    read = context.samples if context else None
+    return processes.build(config["process"], data=spec, read=read)
 
 
 def objective(config: Config, process: Process, spec: Spec) -> Objective:

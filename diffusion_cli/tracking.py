@@ -217,10 +217,11 @@ def introduce(config: Mapping[str, Any], where: str) -> None:
     say(f"dcli {__version__}  {config['name'] or 'train'}  {where}")
     words = []
     for role in ("dataset", "process", "network", "sampler"):
-        inner = config[role].get("schedule") or config[role].get("shape")
+        node = config[role]
+        inner = node.get("schedule") or node.get("operator") or node.get("shape")
         inner = inner["name"] if isinstance(inner, Mapping) else inner
         detail = f" ({inner})" if inner else ""
-        words.append(f"{role}={config[role]['name']}{detail}")
+        words.append(f"{role}={node['name']}{detail}")
     say("  ".join(words))
 
 

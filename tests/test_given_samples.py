@@ -49,6 +49,33 @@ def test_a_folder_of_pictures_with_other_names_is_read_in_their_order(tmp_path):
     assert means == pytest.approx([-1, 1, 256 / 255 - 1], abs=0.02)
 
 
+def test_what_turns_grey_is_told(tmp_path, caplog):
+    for name, mode in (("a", "RGB"), ("b", "RGB"), ("c", "L"), ("d", "RGBA")):
+        colour = 7 if mode == "L" else "red"
+        Image.new(mode, (4, 4), colour).save(tmp_path / f"{name}.png")
+    assert IMAGES.load(tmp_path, Spec((1, 4, 4))).shape == (4, 1, 4, 4)
+    assert caplog.messages == [f"{tmp_path}: converted 2 RGB, 1 RGBA to grey"]
+    caplog.clear()
+    IMAGES.load(tmp_path / "c.png", Spec((1, 4, 4)))
+    assert not caplog.messages
+
+
+def test_the_rest_of_a_text_is_told(tmp_path, caplog):
+    for name, text in (("a", "abcabcabca"), ("b", "ab")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    found = TEXT.load(tmp_path, LETTERS)
+    assert found.tolist() == [[0, 1, 2, 0], [1, 2, 0, 1]]
+    told = "4 tokens after the last 4 of a file are left out"
+    assert caplog.messages == [f"{tmp_path}: {told}"]
+
+
+def test_a_file_of_another_kind_is_no_image(tmp_path):
+    (tmp_path / "a.png").write_text("no image at all")
+    reason = r"a\.png: cannot be read: no PNG, JPEG or WebP"
+    with pytest.raises(DataError, match=reason):
+        IMAGES.load(tmp_path, GREY)
+
+
 @pytest.mark.parametrize(("kind", "spec"), [(IMAGES, GREY), (TOY, PLANE)])
 def test_arrays_as_dcli_sample_writes_them(kind, spec, tmp_path):
     x = rows(4).normal((4, *spec.shape)).clamp(-1, 1)

@@ -102,7 +102,8 @@ def test_modes_are_converted_and_counted(
     assert data.spec.shape == (channels, 4, 6)
     assert levels(data).unique().tolist() == [WANTED[mode]]
     plain = {1: "L", 3: "RGB"}[channels]
-    expected = () if mode == plain else (f"converted 1 {mode} to {plain}",)
+    told = "grey" if plain == "L" else plain
+    expected = () if mode == plain else (f"converted 1 {mode} to {told}",)
     assert data.notes == expected
 
 

@@ -107,6 +107,14 @@ def test_tokens_and_numbers_do_not_mix() -> None:
         assert wanted in caught.value.hint
 
 
+def test_a_process_for_other_data_is_one_finding() -> None:
+    values = config("mask") | {"process": node("process", "cold_blur")}
+    with pytest.raises(ConfigError) as caught:
+        assemble.parts(values, assemble.spec_of(values))
+    assert not caught.value.more  # not also that tokens are no images
+    assert "process=mask" in caught.value.hint
+
+
 # readings
 
 

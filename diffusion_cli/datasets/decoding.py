@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffusion_cli.datasets.sources import Entry, Source
 
 Size = tuple[int, int]  # width, height
 Fit = Literal["exact", "crop", "resize"]
+PLAIN = {1: "L", 3: "RGB"}  # Pillow's modes: 8-bit grey and colour
 
 
 class Decoded(NamedTuple):
@@ -52,6 +54,8 @@ class Decoder(NamedTuple):
                 return self._convert(entry.name, image)
         except MemoryError:
             raise
+        except UnidentifiedImageError:  # its own words show the address of the file
+            return Decoded(entry.name, fault="no PNG, JPEG or WebP image")
         except Exception as error:  # decoders of broken files raise whatever they like
             return Decoded(entry.name, fault=str(error) or type(error).__name__)
 
@@ -80,7 +84,7 @@ class Decoder(NamedTuple):
             coloured = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, coloured)
-        return image.convert("L" if self.channels == 1 else "RGB")
+        return image.convert(PLAIN[self.channels])
 
     def _fitted(self, image: Image.Image) -> Image.Image | None:
         if self.size is None or image.size == self.size:
@@ -92,6 +96,14 @@ class Decoder(NamedTuple):
             return None
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
+
+
+def converted(modes: Mapping[str, int], channels: int) -> str:
+    """Which modes were not the wanted one, and how often; empty if all were."""
+    plain = PLAIN[channels]
+    others = [f"{n} {mode}" for mode, n in sorted(modes.items()) if mode != plain]
+    end = "grey" if channels == 1 else plain
+    return f"converted {', '.join(others)} to {end}" if others else ""
 
 
 def _eight_bits(levels: NDArray[np.integer]) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion_cli.datasets import datasets
-from diffusion_cli.datasets.decoding import Decoder, Fit
+from diffusion_cli.datasets.decoding import Decoder, Fit, converted
 from diffusion_cli.datasets.images import Images, image_spec
 from diffusion_cli.datasets.parsing import FIRST, Report, decode, refusal
 from diffusion_cli.datasets.sources import Entry, Source, shown, source_of
@@ -104,10 +104,8 @@ class ImageFolder(Images):
         bad = len(report.bad)
         if bad > self.bad_limit:
             raise refusal(report, total, self.path)
-        plain = {1: "L", 3: "RGB"}[self.channels]
-        others = [f"{n} {mode}" for mode, n in report.modes.items() if mode != plain]
-        if others:
-            self.notes += (f"converted {', '.join(others)} to {plain}",)
+        if told := converted(report.modes, self.channels):
+            self.notes += (told,)
         if bad:
             self.notes += (f"skipped {bad} broken images: {report.bad[0]}",)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch.nn.functional import pad
 
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Batch, Dataset
-from diffusion_cli.datasets.decoding import Decoder
+from diffusion_cli.datasets.decoding import Decoder, converted
 from diffusion_cli.datasets.given import ARRAYS, array, broken, checked, files_in
 from diffusion_cli.datasets.sources import EXTENSIONS, Entry, Folder, shown
 from diffusion_cli.datasets.storage import staged
@@ -22,6 +24,7 @@ from diffusion_cli.datasets.tables import Table
 from diffusion_cli.errors import DataError
 from diffusion_cli.rng import Rng
 
+_log = logging.getLogger(__name__)
 RESIDENT = 2 * 2**30  # bytes; a set of at most this size lives on the device
 LEGIBLE = 32  # pixels; smaller images are enlarged in pictures
 GAP, GREY = 2, 96  # pixels between the tiles of a picture, and their level
@@ -105,6 +108,7 @@ class Images(Dataset, ABC):
         channels, height, width = spec.shape
         decoder = Decoder((width, height), "exact", channels)
         found: list[Tensor] = []
+        modes = Counter[str]()
         for file in files_in(path, EXTENSIONS):
             if file.suffix.lower() in ARRAYS:
                 found.append(checked(file, array(file), spec.shape))
@@ -117,9 +121,14 @@ class Images(Dataset, ABC):
             if image.pixels is None:
                 message = f"{shown(str(file))}: {image.size[0]}x{image.size[1]} pixels"
                 raise DataError(
-                    message, f"the model's have {width}x{height}", "DATA-SIZE"
+                    message,
+                    f"the model's have {width}x{height}: scale or cut them to that",
+                    "DATA-SIZE",
                 )
+            modes[image.mode] += 1
             found.append(_from_grey(torch.from_numpy(image.pixels.copy())[None], spec))
+        if told := converted(modes, channels):
+            _log.warning("%s: %s", shown(str(path)), told)
         return torch.cat(found)
 
     @classmethod

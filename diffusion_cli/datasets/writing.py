@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from diffusion_cli.datasets.given import ARRAYS, files_in, token_array
 from diffusion_cli.datasets.storage import staged
 from diffusion_cli.errors import ConfigError, DataError
 
+_log = logging.getLogger(__name__)
 COLUMNS = 64  # characters in a line of a picture
 SHOWN = 24  # samples in a picture, at most
 HIDDEN = "\u00b7"  # what a masked token looks like
@@ -68,19 +70,24 @@ class Writing(Dataset, ABC):
 
     @classmethod
     def load(cls, path: Path, spec: Spec) -> Tensor:
-        """Whole windows; what follows the last of a file is left out."""
+        """Whole windows; what follows the last of a file is left out, and told."""
         (length,) = spec.shape
         found: list[Tensor] = []
+        over = 0
         for file in files_in(path, (".txt",)):
             if file.suffix.lower() in ARRAYS:
                 found.append(token_array(file, spec))
                 continue
             tokens = torch.tensor(_tokens(file, spec), dtype=torch.int64)
-            whole = len(tokens) // length
+            whole, rest = divmod(len(tokens), length)
+            over += rest
             found.append(tokens[: whole * length].view(whole, length))
         if not sum(map(len, found)):
             message = f"{path}: holds no text of {length} tokens"
             raise DataError(message, "a longer text, in a .txt file or a folder")
+        if over:
+            told = "%s: %d tokens after the last %d of a file are left out"
+            _log.warning(told, path, over, length)
         return torch.cat(found)
 
     @classmethod
