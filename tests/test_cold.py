@@ -1,5 +1,6 @@
 """Laws of degradations and of the cold process over the registry: T7.5, T7.6, MARG."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -167,6 +168,27 @@ def test_a_mask_grows_from_its_centre():
     assert float(middle[7, 7]) == pytest.approx(float(middle[8, 8]))
     assert float(middle[7, 7]) == float(middle.min())
     assert not fixed.corrupt(ones, number(1.0), fixed.noise(ones, rows(200))).any()
+
+
+def test_a_mask_has_the_depth_that_its_formula_says():
+    """(1 - exp(-d^2 / (2 std^2)))^holes, std a part of the longer side."""
+    process = cold({"name": "mask", "width": 0.2, "holes": 3}, Spec((1, 6, 4)))
+    ones = torch.ones(1, 1, 6, 4).double()
+    x = process.corrupt(ones, number(0.4), process.noise(ones, rows(1)))[0, 0]
+    std = 0.2 * 6 * 0.4 / 0.6
+    for i, j in ((0, 0), (2, 3), (5, 1)):
+        square = (i + 0.5 - 3) ** 2 + (j + 0.5 - 2) ** 2
+        expected = (1 - math.exp(-square / (2 * std**2))) ** 3
+        assert float(x[i, j]) == pytest.approx(expected)
+
+
+def test_a_blur_is_as_wide_as_the_longer_side_says():
+    """A cosine along the shorter one is damped by exp(-(std w)^2 / 2)."""
+    process = cold({"name": "blur", "width": 0.1}, Spec((1, 8, 4)))
+    wave = torch.cos(math.pi / 4 * (torch.arange(4).double() + 0.5)).expand(1, 1, 8, 4)
+    x = process.corrupt(wave, number(0.5), process.noise(wave, rows(1)))
+    damped = math.exp(-((0.1 * 8 * math.pi / 4) ** 2) / 2)
+    torch.testing.assert_close(x, damped * wave)
 
 
 def test_desaturate_ends_in_grey():

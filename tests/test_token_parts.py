@@ -229,6 +229,28 @@ def test_nelbo_of_the_exact_belief_is_the_entropy_of_the_data(process: str) -> N
     assert values["perplexity"] == pytest.approx(2**found)
 
 
+def test_the_times_of_nelbo_are_even_over_samples_and_within_each() -> None:
+    seen, n = [], 60
+
+    class Watched(Table):
+        def forward(self, x, t, **cond):  # type: ignore[no-untyped-def]
+            seen.append(t)
+            return super().forward(x, t)
+
+    process = build("mask", 3, 2)
+    low, high = process.span
+    metric = metrics.build({"name": "nelbo", "n": n, "times": 4}, context=None)
+    metric(measured(Watched("mask", process, table(3, 2, seed=2)), n))
+    *within, last = seen
+    assert bool((last == low).all()) and len(within) == 4  # the decoder's
+    u = (torch.stack(within) - low) / (high - low)
+    quarters = torch.arange(4).double()[:, None] / 4
+    torch.testing.assert_close((u - u[0]) % 1, quarters.expand(4, n))
+    places = u[0].sort().values
+    gaps = torch.cat((places, places[:1] + 1)).diff()  # around the circle
+    assert float(gaps.max()) < 3 / n  # of the golden ratio; of chance, about 5 / n
+
+
 # guidance
 
 
@@ -249,7 +271,9 @@ def test_infilling_is_exact_conditioning_of_masked_tokens() -> None:
     assert guide.timeless
     walk = samplers.build({"name": "first_hitting"})
     *_, x = walk.trajectory(guide, process.prior((n, 3), rows(n)), rows(n))
-    assert bool((x[:, 1] == 1).all())
+    assert bool((x[:, 1] == 1).all()) and exact.calls == 2  # the prompt takes none
+    sure = guide(torch.tensor([[2, 2, 2]]), number(1.0)).mean[0, 1]
+    assert sure.tolist() == [0, 1]
     fits = exact.data[:, 1] == 1
     law = p[fits] / p[fits].sum()
     found = torch.stack([(x == row).all(1).double().mean() for row in exact.data[fits]])

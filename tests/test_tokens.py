@@ -401,8 +401,36 @@ def test_gaussian_matrices_are_the_papers(size):
 
 
 def test_a_d3pm_that_does_not_reach_its_prior_is_refused():
-    with pytest.raises(ConfigError, match="beta_max: must be larger"):
-        build("d3pm", 3, 2, levels=1000, beta_max=0.02)
+    """The error says how far the worst token still is, in total variation."""
+    product = torch.eye(3).double()
+    for beta in torch.linspace(1e-4, 0.8, 20, dtype=torch.float64):
+        product = product @ stepping(3, float(beta))
+    far = [float((row - 1 / 3).clamp(min=0).sum()) for row in product]
+    assert max(far) > 0.05 > min(far)
+    message = f"beta_max: must be larger: tokens are still {max(far):.2g} away"
+    with pytest.raises(ConfigError, match=message):
+        build("d3pm", 3, 2, levels=20, beta_max=0.8)
+
+
+@pytest.mark.parametrize("mixing", ["mixture", "d3pm"])
+def test_the_last_term_of_the_d3pm_bound_is_the_belief_alone(mixing):
+    process = build("d3pm", mixing=mixing)
+    x0, x = rows(20, 1).integers(3, (20, 3)), rows(20, 2).integers(3, (20, 3))
+    q = Categorical(rows(20, 3).normal((20, 3, 3)).double())
+    first = torch.full((20,), 1 / process.levels, dtype=torch.float64)
+    told = -q.logits.log_softmax(-1).gather(-1, x0[..., None])[..., 0].sum(1)
+    found = process.bound(q, x0, x, first) / process.levels
+    torch.testing.assert_close(found, told)
+
+
+def test_a_token_that_no_belief_leads_to_is_forgotten():
+    """The step is then q(x_s | x_0) over the belief: x_t tells nothing."""
+    process = build("d3pm", 17, 1, levels=1000, beta_min=0.001, beta_max=0.02)
+    x = torch.tensor([[16]])  # in two steps from 0: exp(-2000), no number at all
+    law = process.step(certain(x - 16, 17), x, number(2e-3), number(1e-3))
+    expected = stepping(17, 0.001)[0]
+    assert float(expected[1]) > 1e-7
+    torch.testing.assert_close(law[0, 0], expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -479,6 +507,26 @@ def test_first_hitting_takes_a_call_per_token_at_the_times_of_the_chain():
     torch.testing.assert_close(times.mean(1), expected, rtol=0, atol=4 * 0.2 / n**0.5)
 
 
+def test_first_hitting_begins_where_the_process_does():
+    """At t = 1/2, as `restore=` does; beside it lies a sample with nothing hidden."""
+    n, process, times = 4000, build("mask", 2, 4), []
+    process.span = (0.2, 0.5)
+
+    class Unsure(Table):
+        def forward(self, x, t, **cond):
+            times.append(t)
+            return Categorical(torch.zeros(len(x), 4, 2).double())
+
+    x = torch.tensor([[2, 2, 1, 0], [1, 1, 1, 0]]).repeat(n // 2, 1)
+    sampler = samplers.build({"name": "first_hitting"})
+    *_, after = sampler.trajectory(Unsure("mask", process, table(2, 4)), x, rows(n))
+    assert bool((after == x)[x < 2].all() and (after < 2).all())
+    first = times[0][::2]  # max(1/5, u^(1/2) / 2)
+    expected = 0.4**2 * 0.2 + (1 - 0.4**3) / 3
+    assert float(first.mean()) == pytest.approx(expected, abs=5 * 0.1 / (n / 2) ** 0.5)
+    assert all(0.2 <= float(t.min()) <= float(t.max()) <= 0.5 for t in times)
+
+
 def test_a_cached_walk_is_the_ancestral_one_with_fewer_calls():
     process = build("mask", 2, 4)
     kept, plain = (Table("mask", process, table(2, 4)) for _ in range(2))
@@ -511,15 +559,38 @@ def test_confidence_reveals_the_surest_first_and_leaves_nothing_hidden():
     assert int((states[0] != process.mask).sum(0).argmax()) == 7
 
 
+def test_chance_decides_the_order_as_far_as_its_temperature_says():
+    """P(i is next) ~ p_i^(1 / T), T = temperature (1 - k / N): Gumbel's trick."""
+    process, n = build("mask", 2, 8), 4000
+    logits = torch.zeros(8, 2).double()
+    logits[0, 1] = -1e3  # the first token has probability 1, the others 1/2
+
+    class Fixed(Table):
+        def forward(self, x, t, **cond):
+            return Categorical(logits.expand(len(x), 8, 2))
+
+    known = Fixed("mask", process, table(2, 8))
+    node = {"name": "confident", "steps": 3, "temperature": 1.5}
+    walked = samplers.build(node).trajectory(
+        known, process.prior((n, 8), rows(n)), rows(n)
+    )
+    shown = next(iter(walked)) != process.mask  # T = 1, two tokens
+    assert bool((shown.sum(1) == 2).all())
+    expected = 1 / 4.5 + 7 * (0.5 / 4.5) * 1 / 4  # the first, or after one of 7
+    error = 5 * (expected * (1 - expected) / n) ** 0.5
+    assert float(shown[:, 0].double().mean()) == pytest.approx(expected, abs=error)
+
+
 class Prompted(Table):
     """A table beside a prompt; it notes how many of its tokens it saw hidden."""
 
     def __init__(self, process, prompt, p):
         super().__init__("mask", process, p)
-        self.prompt, self.seen = torch.tensor(prompt), []
+        self.prompt, self.seen, self.times = torch.tensor(prompt), [], []
 
     def forward(self, x, t, **cond):
         self.seen.append((x == self.process.vocab).sum(1))
+        self.times.append(t)
         x = torch.where(self.prompt >= 0, self.prompt, x)
         return Categorical(super().forward(x, t).logits, given=self.prompt)
 
@@ -537,6 +608,10 @@ def test_confidence_spends_its_steps_on_open_places(steps):
     assert [int(n.min()) for n in known.seen] == [6, *left]
     assert [int(n.max()) for n in known.seen] == [6, *left]
     assert known.calls == taken
+    for n, t in zip(known.seen, known.times, strict=True):  # as many as hidden then
+        torch.testing.assert_close(
+            process.schedule(t).alpha, 1 - n / 6.0, check_dtype=False
+        )
     assert bool((x[:, 1] == 1).all() and (x[:, 4] == 0).all() and (x < 2).all())
 
 
