@@ -118,7 +118,9 @@ def test_what_is_gone_at_s_is_gone_at_t():
 
 
 @pytest.mark.parametrize("name", ["blur", "pixelate"])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 4), (1, 7, 5), (1, 28, 28)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8), (3, 6, 4), (1, 7, 5), (1, 28, 28), (1, 8, 2), (1, 2, 8)]
+)
 def test_the_end_of_averaging_is_the_mean_of_each_channel(name, shape):
     process, x0 = cold({"name": name}, Spec(shape)), images(N, 0, shape)
     noise = process.noise(x0, rows(N))
@@ -415,6 +417,28 @@ def test_the_prior_has_the_statistics_of_the_means(name):
     scale = spread.diagonal().sqrt()
     gap = (drawn.T.cov() - spread) / (scale[:, None] * scale)
     assert float(gap.abs().max()) < 4 * (2 / n) ** 0.5
+
+
+def test_few_images_have_the_covariance_of_a_sample():
+    """Divided by N - 1; that of grey images in three channels is singular."""
+    process, x0 = cold({"name": "blur"}), images(3, 1).float()
+    for seed in range(6):  # the least eigenvalues are rounding, and some negative
+        grey = images(3, seed)[:, :1].expand_as(x0).float()
+        for given in (x0, grey):
+            process.fit(iter([given]))
+            factor = process.operator.factor
+            exact = given.double().mean((2, 3)).T.cov()
+            torch.testing.assert_close(factor @ factor.T, exact, rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_mixed_in_is_new_at_every_step():
+    process, x = cold({"name": "fade"}), images(N, 1)
+    q, how = Point(images(N, 2)), {"kernel": "mix", "fresh": 1.0}
+    one, two = (
+        process.reverse(q, x, number(0.7), number(0.3), rows(N).at(step), **how)
+        for step in (1, 2)
+    )
+    assert bool((one != two).all())
 
 
 def test_jitter_breaks_the_symmetry():
