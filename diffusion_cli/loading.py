@@ -7,8 +7,10 @@ workers nor the size of a micro-batch can change one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import chain, islice
+from types import TracebackType
 from typing import NamedTuple
 
 import torch
@@ -181,6 +183,7 @@ def _loaded(
         pin_memory=device.type == "cuda",
         timeout=PATIENCE if workers else 0,
         generator=torch.Generator(),  # it draws a seed, which must not be a global one
+        worker_init_fn=_silence,
     )
     try:
         for found in loader:
@@ -198,6 +201,22 @@ def _loaded(
         reason = str(error).splitlines()[0]
         hint = "likely out of RAM or of /dev/shm: try trainer.workers=0"
         raise WorkerError(f"dataset: a loader worker died: {reason}", hint) from error
+
+
+def _silence(worker: int) -> None:
+    """Let a worker end without a word when the process that it serves is gone.
+
+    That process says why. The thread that hands over memory would print a traceback.
+    """
+    told = sys.excepthook
+
+    def hook(
+        kind: type[BaseException], error: BaseException, at: TracebackType | None
+    ) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            told(kind, error, at)
+
+    sys.excepthook = hook
 
 
 class _Tasks(torch.utils.data.Sampler[_Task]):

@@ -266,3 +266,12 @@ def test_the_first_batch_is_looked_at() -> None:
     data.spec = Spec((2,), classes=1)
     with pytest.raises(DataError, match=r"label \d, expected classes 0 .. 0"):
         load(data)
+
+
+def test_a_worker_left_behind_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[BaseException] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, at: told.append(error))
+    loading._silence(0)
+    for error in (ConnectionResetError(), BrokenPipeError(), EOFError(), OSError("disk")):
+        sys.excepthook(type(error), error, None)
+    assert [str(error) for error in told] == ["disk"]
