@@ -111,6 +111,22 @@ def attention(plain: bool) -> AbstractContextManager[object]:
 
 
 @contextmanager
+def compilation(wanted: bool) -> Iterator[None]:
+    """Turn what `torch.compile` cannot do here into `EnvironmentFault`."""
+    if not wanted:
+        yield
+        return
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        reason = str(error).strip().splitlines()[0]
+        message = f"trainer.compile: torch.compile does not work here: {reason}"
+        raise EnvironmentFault(message, "trainer.compile=false", "COMPILE") from error
+
+
+@contextmanager
 def memory(where: str, hint: str) -> Iterator[None]:
     """Turn what torch says about memory into `OutOfMemory`."""
     try:

@@ -21,6 +21,7 @@ EXECUTION = (
     "trainer.micro_batch",
     "trainer.recompute",
     "trainer.compile",
+    "trainer.skip_nonfinite",
     "trainer.time_limit",
     "trainer.workers",
     "plugins",

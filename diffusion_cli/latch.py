@@ -1,4 +1,4 @@
-"""The non-finite latch: remembers, on the device, the first step that went wrong."""
+"""The non-finite latch: remembers, on the device, the step that went wrong."""
 
 from __future__ import annotations
 
@@ -54,28 +54,32 @@ class NonFinite(NumericsError):
 
 
 class Latch:
-    """Closes at the first loss or gradient that is not finite, and stays closed.
+    """Closes for a step that is not finite; after `allowed` of them, for good.
 
     `closed` is what optimisers read as `found_inf`: they leave everything as it is
-    while it is 1. So nothing is updated after the first bad value, although the host
-    looks only when it logs.
+    while it is 1. So no bad value is ever taken in, although the host looks only when
+    it logs.
     """
 
-    def __init__(self, batch: int, device: torch.device) -> None:
+    def __init__(self, batch: int, device: torch.device, allowed: int = 0) -> None:
+        self.allowed = allowed
         self.closed = torch.zeros((), device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         self._report = torch.zeros(2, batch, dtype=torch.float64, device=device)
         self._norm = torch.zeros((), device=device)
 
     def update(self, step: int, losses: Tensor, times: Tensor, norm: Tensor) -> None:
         """Look at one step, counted from 1; `losses` and `times` are (B,)."""
+        over = self.skipped > self.allowed
         bad = ~(losses.isfinite().all() & norm.isfinite())
-        first = bad & (self.closed == 0)
+        new = bad & ~over
         report = torch.stack((losses.double(), times.double()))
-        self._report = torch.where(first, report, self._report)
-        self._step = torch.where(first, step, self._step)
-        self._norm = torch.where(first, norm.float(), self._norm)
-        self.closed = torch.maximum(self.closed, bad.float())
+        self._report = torch.where(new, report, self._report)
+        self._step = torch.where(new, step, self._step)
+        self._norm = torch.where(new, norm.float(), self._norm)
+        self.skipped = self.skipped + new
+        self.closed = (bad | over).float()
 
     @contextmanager
     def held(self, tensors: Iterable[Tensor]) -> Iterator[None]:
@@ -85,9 +89,11 @@ class Latch:
         for tensor, before in kept:
             tensor.copy_(torch.where(self.closed > 0, before, tensor))
 
-    def check(self, lr: float) -> None:
-        """Raise `NonFinite` if it is closed; waits for the device."""
-        if self.closed.item():
+    def check(self, lr: float) -> int:
+        """How many steps were skipped; `NonFinite` if it closed for good; waits."""
+        skipped = int(self.skipped.item())
+        if skipped > self.allowed:
             losses, times = self._report.cpu()
             step = int(self._step.item())
             raise NonFinite(step, losses, times, self._norm.item(), lr)
+        return skipped

@@ -47,6 +47,8 @@ class TrainerSettings:
         recompute: What the backward pass computes again to save memory.
         compile: Compile the network with `torch.compile`, in place.
         clip: Largest gradient norm; 0 turns clipping off.
+        skip_nonfinite: How many steps may pass without an update because a loss or a
+            gradient is not finite; the next one ends the run.
         time_limit: Save and stop after this time: seconds, `30m`, `12h`, `HH:MM:SS`.
         warmup: Steps over which the learning rate rises from 0.
         decay: How the learning rate falls after the warm-up.
@@ -64,6 +66,7 @@ class TrainerSettings:
     recompute: Literal["none", "blocks", "attention"] = "none"
     compile: bool = False
     clip: float = 1.0
+    skip_nonfinite: int = 0
     time_limit: float | str | None = None
     warmup: int = 0
     decay: Literal["constant", "cosine", "linear", "inverse_sqrt"] = "constant"
@@ -83,6 +86,8 @@ class TrainerSettings:
             divides = micro >= 1 and self.share % micro == 0
             require(divides, "micro_batch", micro, f"a divisor of {self._shared}")
         require(self.clip >= 0, "clip", self.clip, ">= 0")
+        skip = self.skip_nonfinite
+        require(skip >= 0, "skip_nonfinite", skip, ">= 0")
         require(seconds(self.time_limit) > 0, "time_limit", self.time_limit, "> 0")
         require(self.warmup >= 0, "warmup", self.warmup, ">= 0")
         for half_life in self.ema:

@@ -23,7 +23,7 @@ from diffusion_cli.tensorfile import DTYPES
 
 @dataclass
 class State:
-    """What a step changes. Everything but the latch travels in the checkpoint.
+    """What a step changes. Of the latch, the count travels in the checkpoint.
 
     Args:
         averages: The first is sampled from.
@@ -57,7 +57,8 @@ class State:
     def plain(self) -> dict[str, Any]:
         """Everything else, as JSON can hold it."""
         scaler = None if self.scaler is None else self.scaler.state_dict()
-        return {"step": self.step, "scaler": scaler}
+        skipped = int(self.latch.skipped.item())
+        return {"step": self.step, "scaler": scaler, "skipped": skipped}
 
     def demand_savable(self) -> None:
         """Refuse what no checkpoint can hold, before much is trained (`DcliError`)."""
@@ -86,6 +87,7 @@ class State:
         self.step = int(plain["step"])
         if not 0 <= self.step < 2**63:
             raise ValueError(f"step {self.step}")
+        self.latch.skipped.fill_(int(plain.get("skipped", 0)))  # 0.1.0 had none
         if self.scaler is not None:
             if plain["scaler"] is None:
                 raise CheckpointError("state.json: the fp16 scaler state is missing")

@@ -37,17 +37,18 @@ class Meter:
         self._sums = torch.zeros(2, LEVELS + 1, dtype=torch.float64, device=device)
 
     def update(self, progress: Progress) -> None:
-        """Take in a step; the last column collects samples without a time."""
+        """Take in the finite losses; the last column has those without a time."""
         level = (progress.times * LEVELS).clamp(0, LEVELS - 1)
         column = torch.where(level.isnan(), LEVELS, level).long()
         losses = progress.losses.double()
-        both = torch.stack((losses, torch.ones_like(losses)))
+        finite = losses.isfinite()
+        both = torch.stack((losses.where(finite, 0), finite.double()))
         self._sums.index_add_(1, column, both)
 
     def read(self) -> dict[str, float]:
         """`loss`, and `loss_t<time>` for each part seen; waits for the device."""
         losses, counts = self._sums.tolist()
-        values = {"loss": sum(losses) / max(1.0, sum(counts))}
+        values = {"loss": sum(losses) / sum(counts)} if any(counts) else {}
         for part, (loss, count) in enumerate(zip(losses, counts, strict=True)):
             if count and part < LEVELS:
                 values[f"loss_t{part / LEVELS:.1f}"] = loss / count
@@ -177,7 +178,7 @@ class Bar:
 
     def show(self, step: int, values: Mapping[str, Any]) -> None:
         """Show the loss and the speed."""
-        loss = f"{values['loss']:.4g}"
+        loss = f"{values['loss']:.4g}" if "loss" in values else "none"
         rate = values["images_per_second"]
         if not self._tqdm.disable:
             self._tqdm.set_postfix_str(f"loss {loss}, {rate:.4g} img/s")

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffusion_cli import failpoints
 from diffusion_cli.denoiser import Model
-from diffusion_cli.device import attention, autocast, memory
+from diffusion_cli.device import attention, autocast, compilation, memory
 from diffusion_cli.ema import Average
 from diffusion_cli.errors import ConfigError, NumericsError
 from diffusion_cli.latch import Latch
@@ -91,7 +91,7 @@ class Trainer:
             optimizer=optimizers.build(self.node, params=groups),
             averages=[Average(named, h, settings.ema_ramp) for h in settings.ema],
             scaler=_scaler(self.device) if settings.precision == "fp16" else None,
-            latch=Latch(settings.batch, self.device),
+            latch=Latch(settings.batch, self.device, settings.skip_nonfinite),
         )
 
     def run(
@@ -112,25 +112,32 @@ class Trainer:
                     progress = self._scaled_step(state, list(batch))
             if self.device.type == "cpu":
                 self.check(state)
-            with state.latch.held(state.objective.buffers()):
+            with state.latch.held(self._spared(state)):
                 state.objective.observe(
                     state.model.process, progress.times, progress.losses
                 )
-            for average in state.averages:
-                average.update(state.step)
+                for average in state.averages:
+                    average.update(state.step)
             state.step += 1
             failpoints.hit("step.ema", state.step)
             yield progress
 
-    def check(self, state: State) -> None:
-        """Raise `NonFinite` if a loss or a gradient was not finite; waits."""
-        state.latch.check(self.rate(state, state.step))
+    def check(self, state: State) -> int:
+        """How many steps were skipped; one too many is `NonFinite`; waits."""
+        return state.latch.check(self.rate(state, state.step))
 
     def rate(self, state: State, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         settings = self.settings
         factor = schedule(step, settings.steps, settings.warmup, settings.decay)
         return float(state.optimizer.defaults["lr"]) * factor
+
+    def _spared(self, state: State) -> Iterator[Tensor]:
+        """What a step that is not finite must leave alone, beside the weights."""
+        yield from state.objective.buffers()
+        if self.settings.skip_nonfinite:  # without, such a step is the last one
+            for average in state.averages:
+                yield from average.tensors.values()
 
     def _step(self, state: State, batch: Iterable[MicroBatch]) -> Progress:
         """Gradients, clipping and the update; only the optimiser's own state moves."""
@@ -158,7 +165,8 @@ class Trainer:
         else:
             state.latch.update(number, losses, times, torch.zeros_like(norm))
             self.check(state)
-            scaler.step(optimizer)
+            if not state.latch.closed.item():
+                scaler.step(optimizer)
         failpoints.hit("step.opt", number)
         return Progress(number, losses, times, norm, lr)
 
@@ -168,6 +176,9 @@ class Trainer:
         while True:
             scale = state.scaler.get_scale()
             progress = self._step(state, batch)
+            if state.latch.closed.item():  # no scale would help
+                state.scaler.update(scale)
+                return progress
             state.scaler.update()
             if state.scaler.get_scale() >= scale:
                 return progress
@@ -210,7 +221,7 @@ class Trainer:
         hint = f"trainer.micro_batch={fits} keeps batch={self.settings.batch}"
         if self.micro_batch == 1:
             hint = "trainer.recompute=blocks"
-        with memory(where, hint):
+        with memory(where, hint), compilation(self.settings.compile):
             yield
 
 

@@ -70,6 +70,7 @@ class Run:
         self.meter = Meter(device)
         self.saver = Saver(folder, self.keep, stop)
         self.tracker: Tracker | None = None  # of the first rank
+        self.skipped = 0  # steps told of
 
     def train(self, overrides: list[str]) -> float | None:
         """Train to the end, a stop or an error; the status tells which."""
@@ -221,6 +222,7 @@ class Run:
         try:
             self.state.restore(found.tensors, plain["state"])
             self.meter.restore(plain["meter"])
+            self.skipped = self.trainer.check(self.state)
         except (KeyError, TypeError, ValueError) as error:
             message = f"{found.folder}: state.json does not fit: {error}"
             raise CheckpointError(message, "fresh=true", "CKPT-CORRUPT") from error
@@ -236,11 +238,15 @@ class Run:
         say(f"{self.folder.path}{tail}")
 
     def _log(self, lr: float, grad_norm: Tensor) -> None:
-        self.trainer.check(self.state)
+        skipped, allowed = self.trainer.check(self.state), self.settings.skip_nonfinite
+        if skipped > self.skipped:
+            self.skipped = skipped
+            say(f"skipped {skipped}/{allowed} steps that were not finite")
         step = self.state.step
-        values = self.meter.read() | {
-            "lr": lr,
-            "grad_norm": grad_norm.item(),
+        values = self.meter.read() | {"lr": lr}
+        if grad_norm.isfinite():
+            values["grad_norm"] = grad_norm.item()
+        values |= {
             "images_per_second": self.bar.rate(step),
             "memory_gib": devices.peak(self.device),
         }

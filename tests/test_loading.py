@@ -272,6 +272,11 @@ def test_a_worker_left_behind_says_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     told: list[BaseException] = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, at: told.append(error))
     loading._silence(0)
-    for error in (ConnectionResetError(), BrokenPipeError(), EOFError(), OSError("disk")):
+    for error in (
+        ConnectionResetError(),
+        BrokenPipeError(),
+        EOFError(),
+        OSError("disk"),
+    ):
         sys.excepthook(type(error), error, None)
     assert [str(error) for error in told] == ["disk"]

@@ -49,6 +49,48 @@ def test_nothing_moves_before_the_host_looks(monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.step == 3
 
 
+@pytest.mark.parametrize("micro_batch", [8, 2])
+@pytest.mark.parametrize("scaler", [False, True])
+def test_some_bad_steps_may_be_skipped(scaler: bool, micro_batch: int) -> None:
+    """D2: nothing moves but the count, and the step after it is as if it were first."""
+    setup = Setup(skip_nonfinite=3, ema=[1.0, 3.0], micro_batch=micro_batch)
+    if scaler:
+        setup.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
+    real, bad = setup.state.objective.forward, {1, 2, 4}
+
+    def forward(*args: Any, **more: Any) -> Tensor:
+        loss: Tensor = real(*args, **more)
+        return loss * math.nan if setup.state.step in bad else loss
+
+    setup.state.objective.forward = forward  # type: ignore[method-assign]
+    before, moved = snapshot(setup.state), []
+    for progress in setup.trainer.run(setup.state, setup.batches(6)):
+        after = snapshot(setup.state)
+        if not same(before, after):
+            moved.append(progress.step - 1)
+        assert all(value.isfinite().all() for value in after.values())
+        before = after
+    assert moved == [0, 3, 5]
+    assert setup.trainer.check(setup.state) == setup.state.plain()["skipped"] == 3
+    if scaler:
+        assert setup.state.scaler and setup.state.scaler.get_scale() == 2.0**7
+    bad.add(6)
+    with pytest.raises(NonFinite, match="step 7"):
+        setup.train(8)
+    assert same(before, snapshot(setup.state))
+
+
+def test_a_scaler_takes_no_step_whose_loss_is_infinite() -> None:
+    """The gradient of max(loss, 0) + inf is finite."""
+    setup = Setup(skip_nonfinite=1)
+    setup.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
+    real = setup.state.objective.forward
+    setup.state.objective.forward = lambda *a, **b: real(*a, **b) + math.inf  # type: ignore[method-assign]
+    before = snapshot(setup.state)
+    setup.train(1)
+    assert same(before, snapshot(setup.state))
+
+
 def test_an_overflow_repeats_the_step_at_half_the_scale() -> None:
     plain, scaled = Setup(), Setup()
     scaled.state.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)

@@ -58,6 +58,13 @@ def little_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size + (400 << 20), resource.RLIM_INFINITY))
 
 
+def no_compiler() -> None:
+    """In the child: torch finds no C++ compiler."""
+    from torch._inductor import config
+
+    config.cpp.cxx = (None, "/nowhere/g++")
+
+
 def wrong_build() -> None:
     """In the child: torchvision was built for another torch."""
     from diffusion_cli.datasets.toy2d import Toy2D
@@ -89,6 +96,11 @@ ROWS = [
         None, 4),
     Row("D1-grad", RUN, 7, BAD % r"\d\S+" + ".*the gradient is not", "step.grad@7:nan",
         None, 4),
+    Row("D2", (*RUN, "trainer.skip_nonfinite=1"), 0,
+        r"(?s)step 6/12.*skipped 1/1 steps that were not finite\nstep 7/12  loss none",
+        "step.loss@7:nan"),
+    Row("D2-limit", (*RUN, "trainer.skip_nonfinite=2"), 7,
+        r"(?s)skipped 1/2.*skipped 2/2.*NONFINITE step 3: loss=nan", "step.loss:nan"),
     Row("D8", (*SAMPLE, "steps=8"), 7,
         r"NONFINITE: sampler `ancestral` left the finite numbers at step 3 of 8", "",
         spoilt_network),
@@ -105,6 +117,8 @@ ROWS = [
     Row("E6-sample", SAMPLE, 8, "hint: batch=2", "", without_memory(1)),
     Row("E7", (*RUN, "trainer.batch=4000000"), 8, "hint: trainer.micro_batch=", "",
         little_memory),
+    Row("E10", (*RUN, "trainer.compile=true"), 5, r"error\[COMPILE\]: trainer.compile: "
+        ".*compiler.*\nhint: trainer.compile=false", "", no_compiler),
     Row("E9", (*RUN, "trainer.micro_batch=3"), 2, "must be a divisor of batch=8"),
 ]  # fmt: skip
 
