@@ -89,6 +89,8 @@ class _Jobs:
                 return float("nan")
         if job is not None:
             job.begin(overrides)
+            if sweeps.outdated():
+                print("the code changed since this was submitted", file=sys.stderr)
         try:
             value = self._command(cfg, dict(own.runtime.choices), overrides)
         except Exception as problem:

@@ -65,6 +65,8 @@ class Spec:
         for key, count in [*counts.items(), *enumerate(parsed["shape"])]:
             if type(count) is not int or count < 0:
                 raise ValueError(f"a sound {key}: {count!r}")
+        if not parsed["shape"] or parsed.get("kind") not in ("continuous", "tokens"):
+            raise ValueError(f"a shape and a kind: {parsed['shape']}")
         return cls(**parsed)
 
 

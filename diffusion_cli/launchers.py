@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_cli.errors import ConfigError, EnvironmentFault
 from diffusion_cli.stop import Stop
-from diffusion_cli.sweep import ENDED, Job
+from diffusion_cli.sweep import ENDED, Job, sources
 
 _TICK = 0.2
 _QUEUE = 5.0  # seconds between two looks at SLURM's queue
@@ -36,6 +36,7 @@ class Task:
     home: str
     number: int
     cwd: str
+    sources: str
 
     @property
     def job(self) -> Job:
@@ -45,7 +46,8 @@ class Task:
     @property
     def env(self) -> dict[str, str]:
         """What tells a process which job it is."""
-        return {"DCLI_SWEEP": self.home, "DCLI_JOB": str(self.number)}
+        where = {"DCLI_SWEEP": self.home, "DCLI_JOB": str(self.number)}
+        return {**where, "DCLI_SOURCES": self.sources}
 
     def __call__(self) -> int:
         """Run it in this process; the exit code."""
@@ -91,12 +93,14 @@ class Jobs(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Run every job that is not done yet, and wait for all."""
+        now = sources()
         tasks = [
             Task(
                 [self.verb, *self.options, *words],
                 str(self.home.absolute()),
                 initial_job_idx + i,
                 os.getcwd(),
+                now,
             )
             for i, words in enumerate(job_overrides)
         ]

@@ -173,7 +173,8 @@ def stored(found: Checkpoint, role: str, node: Any) -> dict[str, Any]:
     values, errors = registry.check(node, role)
     if errors:
         text = "; ".join(error.message for error in errors)
-        raise CheckpointError(f"{found.folder}: {text}", "", "CKPT-CORRUPT")
+        hint = f"take another step of {found.home}, or another run"
+        raise CheckpointError(f"{found.folder}: {text}", hint, "CKPT-CORRUPT")
     return values
 
 

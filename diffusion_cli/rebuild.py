@@ -136,7 +136,7 @@ def laid_over(role: str, found: Checkpoint, chosen: Any) -> Any:
     if isinstance(chosen, list) or (chosen and "name" in chosen):
         return chosen
     own = found.config.get(role)
-    if isinstance(own, list):
+    if isinstance(own, list) and role == "guidance":
         own = [stored(found, role, node) for node in own]
     elif own or role != "guidance":
         own = stored(found, role, own)

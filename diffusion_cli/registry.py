@@ -11,6 +11,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import reprlib
 import types
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache
@@ -23,6 +24,9 @@ from diffusion_cli.errors import ConfigError
 
 T = TypeVar("T")
 Node = Mapping[str, Any]
+
+_brief = reprlib.Repr()  # of values that a message shows
+_brief.maxstring = _brief.maxother = 80
 
 LARGEST = 2**63  # of an integer: more is for no tensor's size
 ROLES: dict[str, Registry[Any]] = {}  # by role, in the order of their definition
@@ -94,9 +98,8 @@ class Registry(Generic[T]):
     def check(self, node: Any, where: str) -> tuple[dict[str, Any], list[ConfigError]]:
         """The node with every default filled in, and all that is wrong with it."""
         if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
-            message = (
-                f"{where}: expected a component such as {{name: ...}}, got {node!r}"
-            )
+            got = _brief.repr(node)
+            message = f"{where}: expected a component such as {{name: ...}}, got {got}"
             return {}, [ConfigError(message, f"dcli list {self.role}")]
         try:
             cls = self[node["name"]]
@@ -214,7 +217,8 @@ def _fit(value: Any, annotation: Any, where: str) -> tuple[Any, list[ConfigError
         return convert(value, annotation), []
     except TypeError:
         expected = _describe(annotation)
-        return value, [ConfigError(f"{where}: expected {expected}, got {value!r}")]
+        got = _brief.repr(value)
+        return value, [ConfigError(f"{where}: expected {expected}, got {got}")]
 
 
 def convert(value: Any, annotation: Any) -> Any:

@@ -87,7 +87,8 @@ class State:
         self.step = int(plain["step"])
         if not 0 <= self.step < 2**63:
             raise ValueError(f"step {self.step}")
-        self.latch.skipped.fill_(int(plain.get("skipped", 0)))  # 0.1.0 had none
+        skipped = int(plain.get("skipped", 0))  # a key that early checkpoints lack
+        self.latch.skipped.fill_(max(0, min(skipped, self.latch.allowed)))
         if self.scaler is not None:
             if plain["scaler"] is None:
                 raise CheckpointError("state.json: the fp16 scaler state is missing")

@@ -123,6 +123,20 @@ def current() -> Job | None:
     return Job(Path(home), int(os.environ["DCLI_JOB"])) if home else None
 
 
+def sources() -> str:
+    """A hash of the code of this package."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def outdated() -> bool:
+    """Whether the code has changed since this job was submitted."""
+    then = os.environ.get("DCLI_SOURCES")
+    return then is not None and then != sources()
+
+
 def jobs(home: Path) -> list[Job]:
     """All that have begun, in their order."""
     names = sorted(path.stem for path in (home / "jobs").glob("[0-9]*.json"))

@@ -63,8 +63,11 @@ class Meter:
         return self._sums.tolist()
 
     def restore(self, plain: list[list[float]]) -> None:
-        """Take back what `plain` gave."""
-        self._sums.copy_(torch.tensor(plain, dtype=torch.float64))
+        """Take back what `plain` gave (`ValueError`)."""
+        sums = torch.tensor(plain, dtype=torch.float64)
+        if sums.shape != self._sums.shape:
+            raise ValueError(f"the meter has {tuple(sums.shape)} sums")
+        self._sums.copy_(sums)
 
 
 class Tracker:

@@ -119,7 +119,7 @@ def test_components_name_their_source(role: str, name: str) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=module)
 def test_nothing_read_from_a_file_can_run(path: Path) -> None:
-    """No pickle, no torch.load, no eval: a checkpoint or a config is data."""
+    """Fault S1: no pickle, no torch.load, no eval: a checkpoint or a config is data."""
     strange = {
         "pickle",
         "cPickle",

@@ -47,6 +47,7 @@ def fresh(*words: str, cwd: Path) -> tuple[int, str, str, set[str]]:
 def test_help_imports_neither_hydra_nor_torch(
     words: list[str], code: int, tmp_path: Path
 ) -> None:
+    """Fault G12."""
     returned, _, _, modules = fresh(*words, cwd=tmp_path)
     assert returned == code
     assert "torch" not in modules
@@ -74,6 +75,7 @@ def test_help_imports_neither_hydra_nor_torch(
 def test_what_needs_no_component_does_not_import_torch(
     words: list[str], code: int, tmp_path: Path
 ) -> None:
+    """Fault G12."""
     returned, _, err, modules = fresh(*words, cwd=tmp_path)
     assert returned == code, err
     assert "torch" not in modules

@@ -117,7 +117,8 @@ def test_dropout_repeats_with_the_number_of_processes(tmp_path: Path) -> None:
     assert apart(one, other) == 0.0
 
 
-def test_resumed_by_antheirsnumber_of_processes(tmp_path: Path) -> None:
+def test_resumed_by_another_number_of_processes(tmp_path: Path) -> None:
+    """Fault E8."""
     whole = trained(tmp_path / "whole", 1)
     trained(tmp_path / "run", 2, steps=8)
     trained(tmp_path / "run", 1, steps=12)
@@ -128,6 +129,7 @@ def test_resumed_by_antheirsnumber_of_processes(tmp_path: Path) -> None:
 def test_one_folder_one_stream(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Fault I14."""
     folder = trained(tmp_path / "run", 3 + 1)
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 12]
@@ -145,6 +147,7 @@ def test_one_folder_one_stream(
 def test_what_is_not_finite_on_one_ends_all(
     fault: str, rank: int, code: int, tmp_path: Path
 ) -> None:
+    """Fault D5."""
     values = tiny(out=str(tmp_path / "run"), trainer={"batch": 16})
     env = {"DCLI_FAULT": fault, "DCLI_FAULT_RANK": str(rank)}
     assert team(2, lambda: train.run(values, []), **env) == [code, code]
@@ -152,6 +155,7 @@ def test_what_is_not_finite_on_one_ends_all(
 
 
 def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    """Fault C8."""
     values = tiny(out=str(tmp_path / "run"), trainer={"batch": 16, "steps": 10**6})
 
     def late() -> None:
@@ -177,6 +181,7 @@ def test_weights_that_drift_apart_are_not_saved(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Fault H4."""
     values = tiny(out=str(tmp_path / "run"), trainer={"batch": 16})
 
     class Drifting(Trainer):
@@ -219,6 +224,7 @@ def test_who_a_process_is(
 
 
 def test_a_rank_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault H5."""
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="rank 2 of 2"):
@@ -232,6 +238,7 @@ def test_a_rank_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_number_of_processes_draws_the_same_bits(
     size: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Faults H6, J1."""
     run = trained(tmp_path / "run", 1)
     alone = drawn(run, tmp_path / "1", 1)
     capfd.readouterr()

@@ -93,6 +93,7 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
 def test_a_broken_connection_is_continued(
     ranges: bool, server: Server, tmp_path: Path
 ) -> None:
+    """Fault F14."""
     server.drops, server.ranges = 2, ranges
     path = fetch(Remote("x.bin", (server.url,), MD5), tmp_path)
     assert path.read_bytes() == BODY and files(tmp_path) == ["x.bin"]
@@ -104,17 +105,20 @@ def test_a_broken_connection_is_continued(
 def test_what_a_killed_process_left_is_continued(
     left: bytes, server: Server, tmp_path: Path
 ) -> None:
+    """Fault F14."""
     (tmp_path / ".x.bin.part").write_bytes(left)
     path = fetch(Remote("x.bin", (server.url,), MD5), tmp_path)
     assert path.read_bytes() == BODY and files(tmp_path) == ["x.bin"]
 
 
 def test_another_mirror_helps(server: Server, tmp_path: Path) -> None:
+    """Fault F14."""
     mirrors = (refused() + "x.bin", server.url + "x.bin")
     assert fetch(Remote("x.bin", mirrors, MD5), tmp_path).read_bytes() == BODY
 
 
 def test_a_wrong_hash_is_refused_and_forgotten(server: Server, tmp_path: Path) -> None:
+    """Fault F14."""
     with pytest.raises(DataError, match=f"md5 {MD5}, expected md5 0000") as caught:
         fetch(Remote("x.bin", (server.url,), "0" * 32), tmp_path)
     assert caught.value.exit_code == 3 and files(tmp_path) == []
@@ -186,6 +190,7 @@ def _fetch(url: str, folder: str) -> int:
 
 
 def test_many_processes_download_once(server: Server, tmp_path: Path) -> None:
+    """Fault F15."""
     with get_context("fork").Pool(4) as pool:
         sizes = pool.starmap(_fetch, [(server.url, str(tmp_path))] * 4, chunksize=1)
     assert sizes == [len(BODY)] * 4
@@ -225,6 +230,7 @@ def test_a_set_is_downloaded_and_parsed_once(tiny: Server, tmp_path: Path) -> No
 
 
 def test_a_truncated_file_of_a_set_is_exit_3(tiny: Server, tmp_path: Path) -> None:
+    """Fault F14."""
     folders = {"root": str(tmp_path / "data"), "cache": str(tmp_path / "cache")}
     datasets["fashion_mnist"](**folders).prepare()
     raw = tmp_path / "data/FashionMNIST/raw/t10k-images-idx3-ubyte"
@@ -234,6 +240,7 @@ def test_a_truncated_file_of_a_set_is_exit_3(tiny: Server, tmp_path: Path) -> No
 
 
 def test_a_tampered_cifar_batch_is_never_unpickled(tmp_path: Path) -> None:
+    """Fault F18."""
     source = torchvision.datasets.CIFAR10
     folder = tmp_path / source.base_folder
     folder.mkdir()

@@ -109,6 +109,8 @@ def test_inception_is_that_of_torch_fidelity(ready, weights):
 
 
 def test_without_a_network_it_says_which_file_belongs_where(tmp_path, monkeypatch):
+    """Fault K1."""
+
     def unreachable(*args, **kwargs):
         raise URLError("no route")
 
@@ -125,6 +127,7 @@ def test_without_a_network_it_says_which_file_belongs_where(tmp_path, monkeypatc
 
 
 def test_a_file_with_another_hash_is_refused_unread(tmp_path):
+    """Fault K2."""
     place = tmp_path / "weights.pth"
     place.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     subject = Stub(None, torch.zeros(4, 1, 8, 8), spec=SPEC, cache=tmp_path)

@@ -146,7 +146,7 @@ def exactly(n, mean, std, seed):
 
 
 def test_fid_of_two_normals_is_the_closed_form():
-    """|m - m'|^2 + sum (s - s')^2 for diagonal covariances."""
+    """Fault K4: |m - m'|^2 + sum (s - s')^2 for diagonal covariances."""
     x = exactly(500, [0.0, 1.0, -2.0, 0.5, 0.0], [1.0, 2.0, 0.5, 0.1, 3.0], 1)
     y = exactly(400, [0.5, 1.0, -1.0, 0.5, 0.2], [1.5, 1.0, 0.5, 0.4, 2.0], 2)
     exact = 0.25 + 1 + 0.04 + 0.25 + 1 + 0 + 0.09 + 1
@@ -154,6 +154,7 @@ def test_fid_of_two_normals_is_the_closed_form():
 
 
 def test_fid_of_a_set_with_itself_is_nothing():
+    """Faults K4, K7."""
     x = images(600)
     values = build("fid", n=600)(Stub(None, x, x, IMAGE)).values
     assert abs(values["fid_600_linear"]) < 1e-3
@@ -162,7 +163,7 @@ def test_fid_of_a_set_with_itself_is_nothing():
 
 
 def test_passes_of_one_and_of_64_agree(monkeypatch):
-    """A network in float32: only its last bits depend on the batch."""
+    """Fault K6: a network in float32: only its last bits depend on the batch."""
     spec = Spec((3, 8, 8), classes=4, codec={"levels": 256})
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -197,6 +198,7 @@ def test_passes_of_one_and_of_64_agree(monkeypatch):
 
 
 def test_the_protocol_is_in_the_name():
+    """Fault K3."""
     assert [counted(n) for n in (500, 1000, 2500, 50_000)] == [
         "500",
         "1k",
@@ -209,6 +211,8 @@ def test_the_protocol_is_in_the_name():
 
 
 def test_numbers_that_must_not_be_compared_have_unequal_protocols():
+    """Fault K3."""
+
     def word(x0=None, key="linear-1", **own):
         data = images(400) if x0 is None else x0
         subject = Stub(None, data, images(300, 1), IMAGE)

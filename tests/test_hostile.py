@@ -80,7 +80,7 @@ def entry(path: Path) -> dict[str, Any]:
     ],
 )
 def test_a_hostile_weights_file_is_refused(tmp_path: Path, data: bytes) -> None:
-    """Its hash is right: whoever wrote it wrote the manifest too."""
+    """Fault S6: its hash is right: whoever wrote it wrote the manifest too."""
     path = save(tmp_path)
     file = path / "model.safetensors"
     file.write_bytes(data)
@@ -91,12 +91,14 @@ def test_a_hostile_weights_file_is_refused(tmp_path: Path, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", ".hidden", "a\0b", ""])
 def test_a_member_stays_inside(tmp_path: Path, name: str) -> None:
+    """Fault S5."""
     path = save(tmp_path)
     edit(path, files={name: {"size": 0, "sha256": ""}})
     refused(path, "is not a file name")
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    """Fault S5."""
     path = save(tmp_path)
     file = path / "model.safetensors"
     file.rename(tmp_path / "elsewhere")
@@ -108,12 +110,14 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     "text", ["", "[]", "{", "[" * 100_000, '{"files": ' + "[" * 40 + "]" * 40 + "}"]
 )
 def test_a_hostile_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    """Fault S6."""
     path = save(tmp_path)
     (path / "manifest.json").write_text(text)
     refused(path, "manifest.json is not")
 
 
 def test_a_huge_manifest_is_not_parsed(tmp_path: Path) -> None:
+    """Fault S6."""
     path = save(tmp_path)
     (path / "manifest.json").write_text(" " * (9 << 20))
     refused(path, "larger than 8 MB")

@@ -92,6 +92,7 @@ def test_a_scaler_takes_no_step_whose_loss_is_infinite() -> None:
 
 
 def test_an_overflow_repeats_the_step_at_half_the_scale() -> None:
+    """Fault D3."""
     plain, scaled = Setup(), Setup()
     scaled.state.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
 

@@ -78,6 +78,7 @@ def test_the_command_trains_by_two(tmp_path: Path) -> None:
 def test_a_rank_that_fails_ends_the_command(
     fault: str, said: str, tmp_path: Path
 ) -> None:
+    """Faults H1, H2."""
     env = {"DCLI_FAULT": fault, "DCLI_FAULT_RANK": "1", "DCLI_PATIENCE": "3"}
     begun = time.monotonic()
     run = start(tmp_path, "trainer.steps=1000", **env)

@@ -161,7 +161,7 @@ def test_a_report_asks_for_nothing(trained: Path, dcli: Dcli) -> None:
 
 
 def test_hostile_text_stays_text(tmp_path: Path, dcli: Dcli) -> None:
-    """From names, configs, arguments, errors, versions and measurements."""
+    """Fault S7: from names, configs, arguments, errors, versions and measurements."""
     bad = "<img src=x onerror=alert(1)>\"'><b>&amp;{{ 977*977 }}"
     run = left(tmp_path / "runs" / f"a{bad}", "failed", why=bad)
     other = left(tmp_path / "runs" / "b")

@@ -131,6 +131,7 @@ def test_a_torn_record_is_a_job_that_waits(tmp_path: Path) -> None:
 def test_a_launcher_without_its_package(
     package: str, dcli: Dcli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Fault L4."""
     monkeypatch.setitem(sys.modules, package, None)
     name = "slurm" if package == "submitit" else package
     outcome = dcli("train", "-m", "seed=0,1", f"hydra/launcher={name}")
@@ -140,6 +141,7 @@ def test_a_launcher_without_its_package(
 
 
 def test_slurm_without_slurm(dcli: Dcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault L4."""
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
     outcome = dcli("train", "-m", "seed=0,1", "hydra/launcher=slurm")

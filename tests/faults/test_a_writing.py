@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,9 @@ def at_step(step: int, act: Callable[[], Any]) -> Callable[[], None]:
         def acting(meter: tracking.Meter, progress: Any) -> None:
             update(meter, progress)
             if progress.step == step:
+                first = Path("run/checkpoints/step_00000004")
+                while not first.is_dir():  # its writer has a thread of its own
+                    time.sleep(0.01)
                 act()
 
         tracking.Meter.update = acting  # type: ignore[method-assign]

@@ -101,6 +101,21 @@ class Mine(Digits):
 """)  # fmt: skip
 
 
+def without_number(there: Place) -> None:
+    """A data set of somebody's own, with a NaN in every sample."""
+    there.file("mine.py", """
+from diffusion_cli.datasets import datasets
+from diffusion_cli.datasets.toy2d import Toy2D
+
+@datasets("mine")
+class Mine(Toy2D):
+    def batch(self, indices, rng):
+        x0, cond = super().batch(indices, rng)
+        x0[:, 0] = float("nan")
+        return x0, cond
+""")  # fmt: skip
+
+
 class Row(NamedTuple):
     """A data set, a command, and how it ends."""
 
@@ -117,6 +132,8 @@ SEVEN = photos(*((f"{i}.png", picture(30 * i)) for i in range(7)))
 TEAM = (*IMAGES, "trainer.workers=2")
 NET = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
 ROWS = [
+    Row("D6", without_number, 3, r"error\[DATA-RANGE\]: dataset: there are NaN or inf",
+        (*TRAIN, "plugins=[mine.py]", "dataset.name=mine")),
     Row("F1-missing", lambda there: None, 3, "photos does not exist"),
     Row("F1-empty", photos(), 3, r"\.png.*no files at all"),
     Row("F1-none", lambda there: there.file("photos/x.tiff", ""), 3, "such as x.tiff"),

@@ -34,6 +34,7 @@ def fixtures(there: Place) -> None:
 
 CONF = "train --config-dir conf exp="
 ROWS = [
+    Row("A17", "train checkpoint.keep=1", r"checkpoint.keep: must be 0 or >= 2, got 1"),
     Row("G1", "train stpes=5", r"stpes: there is no such key; did you mean `\S*steps`"),
     Row("G1-nested", "train trainer.stpes=5", r"did you mean `trainer.steps`"),
     Row("G2-plus", "train +stpes=5", r"stpes: there is no such key"),

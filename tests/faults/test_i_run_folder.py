@@ -156,12 +156,24 @@ def test_a_class_that_is_not_there(place: Place) -> None:
     assert place.dcli(*SAMPLE, "label=99").code == 2
 
 
+def test_another_run_takes_another_folder(place: Place) -> None:
+    """I3."""
+    place.put(trained())
+    before = files(place.run, "*")
+    told = place.dcli(*TRAIN, "network.width=8")
+    assert told.code == 2
+    says(
+        told, r"holds another config\n  network.width: 16 -> 8\nhint: choose another na"
+    )
+    assert files(place.run, "*") == before
+
+
 LONG = ("trainer.steps=40", "every.save=5")
 
 
 @pytest.mark.parametrize("round_", range(3))
 def test_killed_ten_times_at_random(round_: int, place: Place) -> None:
-    """Train, sample and measure under 30 kills: nothing is lost, nothing is changed."""
+    """R1, R4: train, sample, measure under 30 kills: nothing is lost or changed."""
     whole = trained(*LONG)
     chance = random.Random(round_)
     for verb, words, kills in (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,37 +39,101 @@ def test_one_of_three_jobs_fails(place: Place) -> None:
     assert len(done) >= 2
 
 
-def test_a_killed_sweep_goes_on(place: Place) -> None:
-    """L3: finished jobs are left alone, the one that was killed goes on."""
-    words = (*SWEEP, "-m", "seed=1,2,3")
-    told = place.dcli(*words, fault="step.opt@7:kill", before=second_job_only)
-    assert told.code == -signal.SIGKILL
-    first = jobs(place)
-    before = {
-        p: p.stat().st_mtime_ns for p in (place.work / "runs").rglob("step_*12/*")
-    }
+def tree(there: Place) -> dict[str, Any]:
+    """Every file that a sweep left; of those that tell the time, only their names."""
+    found: dict[str, Any] = {}
+    for path in (there.work / "runs").rglob("*"):
+        name = str(path.relative_to(there.work))
+        if path.is_file() and "/tensorboard/" not in name:
+            timed = path.name in ("metrics.jsonl", "status.json") or "/sweeps/" in name
+            found[name] = "" if timed else path.read_bytes()
+    return found
+
+
+def test_a_sweep_of_six_is_killed_twice(place: Place) -> None:
+    """L3: finished jobs are left alone, killed ones go on; no file tells it later."""
+    words = (*SWEEP, "-m", "seed=1,2,3,4,5,6")
+    done: dict[Path, int] = {}
+    for job in (2, 3):  # counted from the one at which the command begins
+        fault = f"step.opt@{13 - job}:kill"
+        told = place.dcli(*words, fault=fault, before=only_in_job(job))
+        assert told.code == -signal.SIGKILL
+        assert done == {path: path.stat().st_mtime_ns for path in done}
+        finished = (place.work / "runs").rglob("step_*12/*")
+        done = {path: path.stat().st_mtime_ns for path in finished}
+    assert len(jobs(place)) == 3 and len({path.parent for path in done}) == 2
     told = place.dcli(*words)
     assert told.code == 0, told.err
-    says(told, r"already complete at step 12(.|\n)*resuming from step_00000004")
-    assert before == {p: p.stat().st_mtime_ns for p in before} and before
-    whole = jobs(place)
-    assert len(whole) == 3 and len(first) == 2
+    says(told, r"already complete at step 12(.|\n)*resuming from step_00000008")
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+    whole, results = tree(place), jobs(place)
+    assert len(results) == 6
     shutil.rmtree(place.work / "runs")
     assert place.dcli(*words).code == 0
-    assert jobs(place) == whole
+    assert jobs(place) == results
+    undisturbed = tree(place)
+    assert whole.keys() == undisturbed.keys()
+    assert [name for name in whole if whole[name] != undisturbed[name]] == []
 
 
-def second_job_only() -> None:
-    """In the child: no fault in the first job."""
-    from diffusion_cli import failpoints
+def only_in_job(number: int) -> Callable[[], None]:
+    """In the child: faults come in one job only, counted from 1."""
 
-    arm, seen = failpoints.arm, []
+    def arrange() -> None:
+        from diffusion_cli import failpoints
 
-    def later(text: str | None) -> None:
-        seen.append(text)
-        arm(text if len(seen) == 2 else None)
+        arm, seen = failpoints.arm, []
 
-    failpoints.arm = later  # type: ignore[assignment]
+        def later(text: str | None) -> None:
+            seen.append(text)
+            arm(text if len(seen) == number else None)
+
+        failpoints.arm = later  # type: ignore[assignment]
+
+    return arrange
+
+
+def test_a_sweep_notices_that_its_code_has_changed(place: Place) -> None:
+    """L6: the job says so and goes on."""
+    words = (*SWEEP, "-m", "hydra/launcher=submitit_local", "seed=1,2")
+    told = place.dcli(*words, before=other_sources, seconds=200)
+    assert told.code == 0, told.err
+    logs = [path.read_text() for path in (place.work / "runs").rglob("*_log.out")]
+    said = "the code changed since this was submitted"
+    assert [log.count(said) for log in logs] == [1, 1], logs
+    assert len(jobs(place)) == 2
+
+
+def other_sources() -> None:
+    """In the child: the package is another one than that of the jobs."""
+    from diffusion_cli import launchers
+
+    launchers.sources = lambda: "0123456789abcdef"  # type: ignore[attr-defined]
+
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> asked
+echo "JobId=7 ArrayJobId=6 ArrayTaskId=3 JobState=$STATE Requeue=1 BatchFlag=1"
+"""
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED", "absent"])
+def test_a_preempted_job_goes_back_into_the_queue(state: str, place: Place) -> None:
+    """L5: one that was cancelled does not, nor does one whose SLURM is gone."""
+    if state != "absent":
+        place.file("bin/scontrol", SCONTROL).chmod(0o755)
+    place.own.add("asked")
+    path = f"{place.work}/bin:{os.environ['PATH']}"
+    env = {"SLURM_JOB_ID": "7", "STATE": state, "PATH": path}
+    for _ in range(2):
+        child = place.start(*TRAIN, "trainer.steps=100000", **env)
+        told = child.until(r"step \d+/").send(signal.SIGTERM).end()
+        assert told.code == 143, told.err
+    says(told, r"resuming from(.|\n)*SIGTERM: saved step_\d+")
+    asked = place.work / "asked"
+    lines = asked.read_text().splitlines() if asked.exists() else []
+    wanted = ["show job 7", "requeue 6_3"] if state == "RUNNING" else ["show job 7"]
+    assert lines == (wanted * 2 if state != "absent" else [])
 
 
 def test_a_launcher_that_is_not_there(place: Place) -> None:

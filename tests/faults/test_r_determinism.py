@@ -177,7 +177,7 @@ def samples(there: Place, *words: str) -> Any:
 
 
 def test_samples_depend_on_their_index_alone(place: Place) -> None:
-    """R4, and R5 for another batch."""
+    """R4, R5: the same bits; another batch moves the last ones."""
     place.put(trained())
     many, few, wide = (
         samples(place, *w)

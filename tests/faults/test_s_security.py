@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import stat
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -100,6 +101,37 @@ def test_a_run_is_as_private_as_its_user_wants(place: Place) -> None:
         if stat.S_IMODE(p.stat().st_mode) & 0o077
     ]
     assert open_ == []
+
+
+def test_no_port_is_opened(place: Place) -> None:
+    """S12."""
+
+    def deaf() -> None:
+        import socket
+
+        def refuse(*args: Any) -> None:
+            raise AssertionError("a port")
+
+        socket.socket.listen = refuse  # type: ignore[method-assign, assignment]
+
+    assert place.dcli(*TRAIN, before=deaf).code == 0
+
+
+def test_a_distributed_checkpoint_is_not_unpickled(place: Place) -> None:
+    """S10: the `.metadata` of torch's distributed checkpoints is a pickle."""
+    folder = place.work / "theirs"
+    place.file("theirs/__0_0.distcp", "")
+    (folder / ".metadata").write_bytes(pickle.dumps(Bomb()))
+    for name in ("theirs", "theirs/.metadata"):
+        assert place.dcli(*SAMPLE, f"ckpt={name}").code == 4
+    assert not (place.work / "exploded").exists()
+
+
+class Bomb:
+    """Touches a file when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, (TOUCH,)
 
 
 def test_nothing_connects_while_it_is_imported(place: Place) -> None:
