@@ -1,40 +1,29 @@
-"""The optimal reverse variance (T5.1-5, G7), its record in training, its trajectory."""
+"""The optimal reverse variance (T5.1-5, G7)."""
 
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import pytest
 import torch
+from estimated import fit, left
 from oracles import (
     Finite,
     Known,
     NormalData,
     Still,
-    eight,
     exact_fit,
     gaussian,
     number,
     rows,
     scales,
 )
-from tiny import Setup
 
 from diffusion_cli.core import Normal, Point
-from diffusion_cli.couplings import couplings
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.guidance import guidances
-from diffusion_cli.objectives import objectives
-from diffusion_cli.samplers import grids
-from diffusion_cli.samplers.optimal import costs_of
-from diffusion_cli.variance import Fit, Moments, fitted, known_times, recorded
+from diffusion_cli.variance import fitted, known_times
 
 ESTIMATES = ("noise", "error", "clean")
 PATHS = ("linear", "cosine", "vp", "ve", "subvp", "karras", "straight")
-
-
-def left(process, s2, t):
-    """Var[x_0 | x_t] for data N(m, s2)."""
-    k = process.schedule(t)
-    return s2 * k.sigma**2 / (k.alpha**2 * s2 + k.sigma**2)
 
 
 class Scaled(Denoiser):
@@ -48,17 +37,6 @@ class Scaled(Denoiser):
         k = scales(self.process, t, x)
         eps = (x - k.alpha * self.inner(x, t).mean) / k.sigma
         return Point((x - k.sigma * self.gain * eps) / k.alpha)
-
-
-def fit(denoiser, x0, times, batch=1000):
-    moments = Moments()
-    for part in x0.split(batch):
-        moments.add(part)
-    found = Fit(denoiser, times, moments)
-    for i, part in enumerate(x0.split(batch)):
-        own = torch.arange(i * batch, i * batch + len(part))
-        assert list(found.add(part, rows(1).of(own))) == list(range(len(times)))
-    return found.tensors()
 
 
 @pytest.mark.parametrize("s2", [0.25, 1.0, 4.0])
@@ -239,175 +217,3 @@ def test_where_the_fit_looks(name):
     assert float(few[0]) == process.span[0] and 5 <= len(few) <= 10
     if process.levels:
         torch.testing.assert_close(few * 1000, (few * 1000).round())
-
-
-def denoise(weight="snr_plus_one", time="uniform"):
-    node = {"name": "denoise", "weight": {"name": weight}, "time": {"name": time}}
-    return objectives.build(node, coupling=couplings.build({"name": "independent"}))
-
-
-def trained(objective, model, s2, steps, batch=512, size=2):
-    """What training does with the errors of a model that does not change."""
-    for step in range(steps):
-        rng = rows(batch, 1).at(step)
-        x0 = s2**0.5 * rng.child("data").normal((batch, size), torch.float64)
-        losses = objective(model, x0, rng)
-        objective.observe(model.process, objective.times, losses)
-    return objective.record
-
-
-@pytest.mark.parametrize(
-    ("name", "weight"), [("vp", "simple"), ("linear", "edm"), ("straight", "velocity")]
-)
-def test_training_records_the_errors_of_the_mean(name, weight):
-    """(SNR + 1) s2 b^2 / v_t in every cell, off by as much as its count allows."""
-    process, s2 = gaussian(name), 0.25
-    record = trained(denoise(weight), NormalData(process, s2), s2, 100)
-    count, times, errors = record.cells
-    assert bool((count > 0).all()) and float(record.seen) == 100 * 512
-    times = times / count
-    assert bool(((times * 100).ceil() == torch.arange(1, 101)).all())
-    k = process.schedule(times)
-    expected = left(process, s2, times) * (1 + (k.alpha / k.sigma) ** 2)
-    # a mean of two squared normals has the relative variance 1; weights that fall as
-    # n^(log 2 / 0.1 - 1) amount to 1.89 times their sum of samples
-    scores = (errors / count / expected - 1) * (1.89 * count).sqrt()
-    assert float(scores.abs().max()) < 4.5
-    assert 0.8 < float(scores.square().mean().sqrt()) < 1.2
-    spread = recorded(process, record.cells)
-    close = {"rtol": 0.5, "atol": 0.0}
-    torch.testing.assert_close(spread(times), left(process, s2, times), **close)
-
-
-def test_what_was_recorded_is_a_source_of_variance():
-    process = gaussian("vp")
-    data = NormalData(process, 0.25)
-    record = trained(denoise(), data, 0.25, 50)
-    context = Known(buffers={"record.cells": record.cells})
-    node = {"name": "analytic", "source": "loss"}
-    q = guidances.build(node, denoiser=data, context=context)(
-        torch.zeros(1, 2), number(0.4)
-    )
-    assert float(q.var) == pytest.approx(
-        float(left(process, 0.25, number(0.4))), rel=0.3
-    )
-
-
-def test_the_record_forgets():
-    process = gaussian("vp")
-    objective = denoise()
-    old = trained(objective, NormalData(process, 4.0), 4.0, 20).cells.clone()
-    trained(objective, NormalData(process, 0.01), 0.01, 60)
-    count, _, errors = objective.record.cells
-    mean = float(errors.sum() / count.sum())
-    assert mean < 0.2 * float(old[2].sum() / old[0].sum())
-
-
-def test_only_squared_errors_on_an_affine_path_are_recorded():
-    process = gaussian("vp")
-    record = trained(denoise(), NormalData(process, 0.25, spread=True), 0.25, 2)
-    assert not record.cells.any() and not record.seen
-
-    class Other:
-        """No path that has a signal-to-noise ratio."""
-
-    record.update(Other(), torch.rand(4), torch.rand(4))
-    assert not record.cells.any()
-
-
-@pytest.mark.parametrize("micro_batch", [8, 4, 2])
-def test_the_record_does_not_depend_on_the_micro_batch(micro_batch):
-    cells = []
-    for size in (None, micro_batch):
-        setup = Setup(micro_batch=size, batch=16)
-        for module in setup.state.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        cells.append(setup.train(3).objective.record.cells)
-    assert float(cells[0][0].sum()) > 0
-    torch.testing.assert_close(cells[1], cells[0], rtol=1e-4, atol=1e-5)
-
-
-def kl(process, s2, path):
-    """KL of the true joint from the chain of isotropic normals, in closed form.
-
-    Both have the same means; a normal of variances w against V I costs
-    sum (log(V / w) + w / V - 1) / 2 with V their average.
-    """
-    total = 0.0
-    for t, s in pairwise(path):
-        a, b = process.schedule(t), process.schedule(s)
-        vt, vs = a.alpha**2 * s2 + a.sigma**2, b.alpha**2 * s2 + b.sigma**2
-        w = vs - (a.alpha / b.alpha) ** 2 * vs**2 / vt
-        total += float((w.mean() / w).log().sum() / 2)
-    return total
-
-
-@pytest.mark.parametrize("name", ["linear", "vp", "karras"])
-def test_the_trajectory_is_the_best_of_all(name):
-    """Bao et al. section 4: every subset of nine times, and its exact KL divergence."""
-    process = gaussian(name)
-    s2 = torch.tensor([0.01, 0.1, 1.0, 9.0], dtype=torch.float64)
-    times = known_times(process, 9)
-    values = exact_fit(process, s2, times)
-    context = Known({"analytic": values})
-    costs = costs_of(process, times, fitted(process, values, "error"))
-    grid = grids.build({"name": "optimal"}, context=context)
-    constants, choices = [], 0
-    for steps in range(1, len(times) + 1):
-        found = {}
-        for inner in combinations(range(len(times) - 1), steps - 1):
-            places = [*inner, len(times) - 1][::-1]
-            path = torch.cat((times[places], torch.zeros(1).double()))
-            found[tuple(path.tolist())] = kl(process, s2, path)
-            ways = pairwise([*(place + 1 for place in places), 0])
-            cost = sum(float(costs[to, come - 1]) for come, to in ways)
-            constants.append(found[tuple(path.tolist())] - len(s2) / 2 * cost)
-        best, least = min(found.items(), key=lambda item: item[1])
-        chosen = tuple(grid(process, steps).tolist())
-        assert found[chosen] == pytest.approx(least, rel=1e-9)
-        choices += len(found)
-        if steps in (2, 3, 4, 5):
-            assert chosen == best and max(found.values()) > 1.01 * least
-    assert choices == 2 ** (len(times) - 1)
-    assert max(constants) - min(constants) < 1e-9
-
-
-def test_all_trajectories_are_equally_good_for_isotropic_normals():
-    process = gaussian("vp")
-    times = known_times(process, 7)
-    spread = fitted(process, exact_fit(process, 0.25, times), "error")
-    costs = costs_of(process, times, spread)
-    totals = []
-    for inner in combinations(range(1, 7), 3):
-        ways = pairwise([7, *inner[::-1], 0])
-        totals.append(sum(float(costs[to, come - 1]) for come, to in ways))
-    assert max(totals) - min(totals) < 1e-9
-
-
-def test_a_trajectory_has_no_more_steps_than_were_fitted():
-    process = gaussian("vp")
-    values = exact_fit(process, 0.25, known_times(process, 10))
-    grid = grids.build({"name": "optimal"}, context=Known({"analytic": values}))
-    assert len(grid(process, 10)) == 11
-    with pytest.raises(ValueError, match="<= 10, the times fitted"):
-        grid(process, 11)
-
-
-def test_a_mixture_prefers_steps_where_it_decides():
-    """Eight normals: the trajectory from a fit of exact beliefs loses less."""
-    process = gaussian("vp")
-    data = eight(process)
-    times = known_times(process, 40)
-    values = fit(data, data.sample(2000, rows(2000)).float(), times)
-    grid = grids.build({"name": "optimal"}, context=Known({"analytic": values}))
-    costs = costs_of(process, times, fitted(process, values, "error"))
-
-    def cost(path):
-        places = torch.searchsorted(times, path[:-1] - 1e-12) + 1
-        ways = pairwise([*places.tolist(), 0])
-        return sum(float(costs[to, come - 1]) for come, to in ways)
-
-    even = times[torch.linspace(39, 0, 8).round().long()]
-    even = torch.cat((even, torch.zeros(1).double()))
-    assert cost(grid(process, 8)) < cost(even) - 0.1

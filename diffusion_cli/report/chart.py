@@ -93,7 +93,8 @@ class _Axis:
     def _inside(self, value: float) -> bool:
         if self.log and value <= 0:
             return False
-        return self.low - 1e-9 <= self._scaled(value) <= self.high + 1e-9
+        slack = 1e-9 * (self.high - self.low)
+        return self.low - slack <= self._scaled(value) <= self.high + slack
 
 
 def chart(

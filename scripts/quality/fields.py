@@ -20,9 +20,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import ot
 import torch
 
-from diffusion_cli import checkpoint
+from diffusion_cli import assemble, checkpoint
 from diffusion_cli.rebuild import rebuild
 from diffusion_cli.rng import Rng
 
@@ -77,6 +79,29 @@ def w2(run: Path, more: str = "") -> tuple[float, float]:
     return float(found["w2"]), float(found["w2_floor"])
 
 
+def real(first: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Twice 2,000 data of a run."""
+    config = checkpoint.load(first).config
+    data = assemble.dataset(config)
+    data.prepare()
+    rows = torch.arange(4000) + 50_000
+    return data.batch(rows, Rng(0, rows))[0].split(2000)  # type: ignore[return-value]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The exact W2 of two clouds of as many points."""
+    cost = ot.dist(a.double().numpy(), b.double().numpy())
+    return float(ot.emd2([], [], cost, numItermax=10_000_000) ** 0.5)
+
+
+def drawn_by(run: Path, calls: int) -> torch.Tensor:
+    """2,000 samples from noise that no reflow has seen."""
+    out = run / "calls" / str(calls)
+    dcli(f"sample ckpt={run} nfe={calls} n=2000 batch=2000 seed=5 format=npz out={out}")
+    with np.load(out / "samples.npz") as file:
+        return torch.from_numpy(file["samples"])
+
+
 def straightness(run: Path) -> float:
     """S of Euler's path."""
     euler = {"name": "euler", "steps": 100, "grid": {"name": "uniform"}}
@@ -126,9 +151,10 @@ def main(home: Path) -> None:
         "flow, OT": home / "flow-OT-eight_gaussians",
         "flow, then reflow": train(home / "reflow", f"{again} init={first}"),
     }
-    rows = []
+    data, other = real(first)
+    rows = [["floor", *[f"{distance(data, other):.3f}"] * len(CALLS), "0"]]
     for row, run in runs.items():
-        found = [w2(run, f"nfe={n}")[0] for n in CALLS]
+        found = [distance(drawn_by(run, n), data) for n in CALLS]
         rows.append([row, *(f"{x:.3f}" for x in (*found, straightness(run)))])
     table(["row", *(f"{n} calls" for n in CALLS), "S"], rows)
 

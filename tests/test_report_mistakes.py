@@ -1,0 +1,83 @@
+"""`dcli report` and `dcli runs` over what is unfinished, wrong or no run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Dcli
+from pages import left
+
+MISTAKES = {
+    "report": "error: report: name at least one run\nhint: dcli report runs/*\n",
+    "report aa": """\
+error: report: there is no `aa`; nearest: runs/ac, runs/ab
+hint: dcli runs ls
+""",
+    "report a": """\
+error: report: `a` could be ab, ac
+hint: type more of the name
+""",
+    "report notes.txt": """\
+error: report: notes.txt: is no run, and holds none
+hint: dcli report runs/*
+""",
+    "report ab out=runs": """\
+error: out: `runs` is a folder
+hint: out=runs/report.html
+""",
+    "report ab out=notes.txt": """\
+error: out: notes.txt is there and is no report
+hint: out=<another file>
+""",
+    "report ab out=no/where.html": """\
+error: out: there is no folder no
+hint: mkdir it first
+""",
+    "report ab titel=x": """\
+error: report: takes no `titel`
+hint: dcli report --help
+""",
+    "runs": "error: runs: ls, show, diff?\nhint: dcli runs ls\n",
+    "runs lss": """\
+error: runs: there is no `lss`; did you mean `ls`?
+hint: dcli runs ls
+""",
+    "runs ls sort=los": """\
+error: runs ls: cannot sort by `los`; did you mean `loss`?
+hint: sort= takes time, name, step, loss
+""",
+    "runs diff ab": """\
+error: runs diff: two runs at least
+hint: dcli runs diff RUN RUN
+""",
+    "runs show": """\
+error: runs show: name at least one run
+hint: dcli runs show runs/*
+""",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_are_told(line: str, tmp_path: Path, dcli: Dcli) -> None:
+    left(tmp_path / "runs" / "ab")
+    left(tmp_path / "runs" / "ac")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path: path.stat().st_mtime for path in tmp_path.rglob("*")}
+    got = dcli(*line.split())
+    assert (got.code, got.out, got.err) == (2, "", MISTAKES[line])
+    assert {path: path.stat().st_mtime for path in tmp_path.rglob("*")} == before
+
+
+def test_what_is_no_run_is_passed_over(tmp_path: Path, dcli: Dcli) -> None:
+    left(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "notes").mkdir()
+    (tmp_path / "runs" / "notes" / "config.yaml").write_text("mine: true")
+    (tmp_path / "runs" / "todo.txt").write_text("")
+    got = dcli("report", *(f"runs/{name}" for name in ("a", "notes", "todo.txt")))
+    assert got.code == 0 and got.out == "report.html\n"
+    assert got.err.startswith(
+        "passed over: runs/notes: is no run, and holds none\n"
+        "passed over: runs/todo.txt: is no run, and holds none\n"
+    )
+    assert dcli("report", "runs").code == 0, "an older report is replaced"
