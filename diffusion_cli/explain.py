@@ -87,6 +87,10 @@ def _missing(problem: Exception, verb: str) -> ConfigError:
     file = str(getattr(problem, "missing_cfg_file", None) or "")
     options = list(getattr(problem, "options", None) or ())
     group, _, name = file.rpartition("/")
+    family = [option for option in options if option.startswith(f"{name}_")]
+    if len(family) > 1:
+        message = f"{group}: there is no `{name}`"
+        return ConfigError(message, f"{group}= takes {', '.join(family)}")
     if options:
         names = ", ".join(options) if len(options) <= 12 else f"dcli list {group}"
         return ConfigError(

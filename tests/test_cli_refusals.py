@@ -112,6 +112,10 @@ hint: dcli sample --help
 error: sampler: `heun` takes no `chrun`; did you mean `churn`?
 hint: `heun` takes `grid`, `steps`, `churn`, `churn_min`, `churn_max`, `churn_noise`
 """,
+    "train process=cold": """\
+error: process: there is no `cold`
+hint: process= takes cold_blur, cold_desaturate, cold_fade, cold_mask, cold_pixelate
+""",
     "list smapler": """\
 error: list: there is no role `smapler`; did you mean `sampler`?
 hint: dcli list
@@ -127,3 +131,9 @@ def test_a_refusal_teaches_and_leaves_nothing(
     assert outcome.err == REFUSALS[line]
     assert (outcome.code, outcome.out) == (2, "")
     assert not list(tmp_path.iterdir())
+
+
+def test_check_looks_for_the_other_data_of_a_fade(dcli: Dcli) -> None:
+    fade = ("process=cold_fade", "process.operator.towards=nowhere")
+    outcome = dcli("check", "dataset.labels=false", *fade)
+    assert outcome.code == 3 and "nowhere does not exist" in outcome.err

@@ -111,7 +111,9 @@ def test_a_hole_anywhere_must_be_known(dcli: Dcli) -> None:
     assert dcli("train", *COLD, *mask).code == 0
     folder = dcli("sample", "ckpt=cold", "n=2", "steps=2", "format=npz").out.strip()
     words = ("ckpt=cold", f"restore={folder}/samples.npz")
-    assert dcli("sample", *words).code == 0  # the centre is the sample's own
+    found = dcli("sample", *words, "n=9")
+    assert found.code == 0  # the centre is the sample's own
+    assert "n: every given sample is drawn, 2" in found.err
     refused = dcli("sample", *words, "degraded=true")
     assert refused.code == 2 and "where their holes are" in refused.err
 

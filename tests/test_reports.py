@@ -20,11 +20,7 @@ from PIL import Image
 from diffusion_cli.cli import main
 
 SMALL = ["dataset=toy2d", "process=flow", "network.width=8", "network.depth=1"]
-
-
 SMALL += ["trainer.steps=4", "trainer.batch=8", "trainer.workers=0", "device=cpu"]
-
-
 SMALL += ["every.log=1", "every.preview=4", "sampler.steps=2"]
 
 

@@ -228,6 +228,11 @@ def test_only_the_last_step_takes_the_mode(name):
     assert torch.equal(mode, drawn)
 
 
+def test_one_token_cannot_be_edited():
+    with pytest.raises(ConfigError, match="there is only one"):
+        build("edit", vocab=1)
+
+
 def test_masks_enlarge_the_vocabulary_of_the_state_alone():
     data = Spec((4,), "tokens", vocab=5)
     for name in EVERY:

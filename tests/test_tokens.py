@@ -18,12 +18,7 @@ from diffusion_cli.core import Categorical
 from diffusion_cli.processes import processes
 
 FACTORISED = ["mask", "uniform", "d3pm"]
-
-
-STEPS |= {"d3pm": (0.7, 0.3), "mask_count": (2 / 3, 1 / 3), "edit": (2 / 3, 1 / 3)}
 LATER = {name: [(1.0, 0.55), (0.2, 0.05), (0.05, 0.0)] for name in FACTORISED}
-
-
 LATER |= {name: [(1.0, 2 / 3), (1 / 3, 0.0)] for name in COUNTED}
 
 

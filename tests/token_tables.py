@@ -15,6 +15,7 @@ from diffusion_cli.processes.tokens import (
 EVERY = sorted(PROCESSES)
 COUNTED = ["mask_count", "edit"]
 STEPS = {name: (0.7, 0.3) for name in ("mask", "uniform")}
+STEPS |= {"d3pm": (0.7, 0.3), "mask_count": (2 / 3, 1 / 3), "edit": (2 / 3, 1 / 3)}
 
 
 def transition(process, q, x, t, s):

@@ -25,6 +25,7 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
     spec = assemble.spec_of(config)
     place = Place(datasets[config["dataset"]["name"]], spec, torch.device("cpu"))
     model = assemble.parts(config, spec, device="meta", context=place).model
+    model.process.ready()
     rows = {
         "data": f"{config['dataset']['name']} {_shape(spec)}",
         **{role: _node(config[role]) for role in configs.COMPONENTS[1:]},

@@ -46,6 +46,8 @@ def run(values: Config, overrides: list[str]) -> float | None:
         way = _way(built, given, values)
         if given is not None and way is None:
             values = {**values, "n": len(given.x0)}
+            if any(word.lstrip("+").startswith("n=") for word in overrides):
+                say(f"n: every given sample is drawn, {values['n']}")
         if given is not None or way is not None:
             values = {**values, "batch": min(values["n"], values["batch"])}
         out = values["out"]

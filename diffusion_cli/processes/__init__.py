@@ -40,6 +40,9 @@ class Process(nn.Module, ABC):
     def fit(self, batches: Iterable[Tensor]) -> None:  # optional
         """Learn the statistics of the prior from data; called by a fresh run only."""
 
+    def ready(self) -> None:  # optional
+        """Look for the files that `fit` reads; a missing one is an error."""
+
     @abstractmethod
     def noise(self, x0: Tensor, rng: Rng) -> Tensor:
         """All randomness of one corruption, a row per sample."""

@@ -55,6 +55,9 @@ class Cold(Process):
     def fit(self, batches: Iterable[Tensor]) -> None:
         self.operator.fit(batches)
 
+    def ready(self) -> None:
+        self.operator.ready()
+
     def noise(self, x0: Tensor, rng: Rng) -> Tensor:
         return self.operator.noise(x0, rng)
 

@@ -44,6 +44,9 @@ class Operator(nn.Module, ABC):
     def fit(self, batches: Iterable[Tensor]) -> None:  # optional
         """Learn the law of D(x_0, 1) from clean data."""
 
+    def ready(self) -> None:  # optional
+        """Look for the files that `fit` reads; a missing one is an error."""
+
     @abstractmethod
     def end(self, shape: Sequence[int], rng: Rng) -> Tensor:
         """Draw D(x_0, 1), of shape (B, ...)."""

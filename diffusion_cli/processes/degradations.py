@@ -171,8 +171,15 @@ class Fade(Operator):
         return (x - (1 - t) * x0) / t
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        if self.examples is None:
-            return
+        if self.examples is not None:
+            self.examples.keep([self._others()])
+
+    def ready(self) -> None:
+        if self.examples is not None:
+            self._others()
+
+    def _others(self) -> Tensor:
+        """The other data, (N, ...)."""
         if self.read is None:
             message = f"process.operator.towards: nothing here can read {self.towards}"
             raise ConfigError(message, "towards=noise, or dcli train")
@@ -184,7 +191,7 @@ class Fade(Operator):
                 f"{self.towards}, the data is {shapes[1]}",
                 "other data in the format of this data set",
             )
-        self.examples.keep([found])
+        return found
 
     @property
     def around(self) -> float | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from diffusion_cli.core import Posterior, Spec
+from diffusion_cli.errors import ConfigError
 from diffusion_cli.processes import processes
 from diffusion_cli.processes.counted import Counted
 from diffusion_cli.processes.tokens import belief
@@ -36,6 +37,9 @@ class Edit(Counted):
 
     def __init__(self, data: Spec) -> None:
         super().__init__(data)
+        if data.vocab < 2:
+            message = "process: `edit` replaces tokens by others, and there is only one"
+            raise ConfigError(message, "other data, or process=mask")
 
     def noise(self, x0: Tensor, rng: Rng) -> Tensor:
         return rng.child("noise").uniform((*x0.shape, 2))
