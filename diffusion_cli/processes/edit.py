@@ -37,7 +37,7 @@ class Edit(Counted):
 
     def __init__(self, data: Spec) -> None:
         super().__init__(data)
-        if data.vocab < 2:
+        if data.vocab == 1:
             message = "process: `edit` replaces tokens by others, and there is only one"
             raise ConfigError(message, "other data, or process=mask")
 
