@@ -64,7 +64,7 @@ def test_a_sweep_of_six_is_killed_twice(place: Place) -> None:
     assert len(jobs(place)) == 3 and len({path.parent for path in done}) == 2
     told = place.dcli(*words)
     assert told.code == 0, told.err
-    says(told, r"already complete at step 12(.|\n)*resuming from step_00000008")
+    says(told, r"already complete at step 12(.|\n)*resuming from step_0000000[48]")
     assert done == {path: path.stat().st_mtime_ns for path in done}
     whole, results = tree(place), jobs(place)
     assert len(results) == 6
