@@ -7,7 +7,7 @@ one after another, and measures each with `dcli eval metric=w2`. What lies in FO
 already is not trained again. W2 is the exact one, between 2,000 samples and 2,000 data.
 
 Straightness is S = int E|(x_1 - x_0) - dx_t/dt|^2 dt of Euler's path in 100 steps, for
-2,000 samples; 0 is a straight line at even speed (Liu et al. 2023, eq. 6,
+2,000 samples; 0 is a straight line at even speed (Liu et al. 2023,
 arXiv:2209.03003).
 """
 
@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import ot
 import torch
+from samplers import w2
 
 from diffusion_cli import assemble, checkpoint
 from diffusion_cli.rebuild import rebuild
@@ -72,7 +72,7 @@ def train(run: Path, words: str) -> Path:
     return run
 
 
-def w2(run: Path, more: str = "") -> tuple[float, float]:
+def measured(run: Path, more: str = "") -> tuple[float, float]:
     """W2 of the samples, and of as many other data."""
     told = dcli(f"eval ckpt={run} metric=w2 n=2000 {more}")
     found = dict(re.findall(r"^(w2\w*)\s+([\d.e-]+)", told, re.MULTILINE))
@@ -86,12 +86,6 @@ def real(first: Path) -> tuple[torch.Tensor, torch.Tensor]:
     data.prepare()
     rows = torch.arange(4000) + 50_000
     return data.batch(rows, Rng(0, rows))[0].split(2000)  # type: ignore[return-value]
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The exact W2 of two clouds of as many points."""
-    cost = ot.dist(a.double().numpy(), b.double().numpy())
-    return float(ot.emd2([], [], cost, numItermax=10_000_000) ** 0.5)
 
 
 def drawn_by(run: Path, calls: int) -> torch.Tensor:
@@ -129,14 +123,14 @@ def main(home: Path) -> None:
         for row, words in ROWS.items():
             run = home / re.sub(r"\W+", "-", f"{row} {shape}")
             train(run, f"dataset=toy2d dataset.shape={shape} {words}")
-            found, floor = w2(run)
+            found, floor = measured(run)
             took = json.loads((run / "seconds.json").read_text())
             lines[row] += [f"{found:.3f}", f"{found / floor:.2f}", f"{took:.0f}"]
         floors += [f"{floor:.3f}", "1", ""]
     head = [what for shape in SHAPES for what in (shape, "/ floor", "s")]
     table(["row", *head], [["floor", *floors], *lines.values()])
 
-    both, floor = w2(train(home / "both-ends", BOTH_ENDS), "nfe=50")
+    both, floor = measured(train(home / "both-ends", BOTH_ENDS), "nfe=50")
     print(f"moons from a checkerboard: W2 {both:.3f}, floor {floor:.3f}\n")
 
     first = home / "flow-eight_gaussians"
@@ -152,9 +146,9 @@ def main(home: Path) -> None:
         "flow, then reflow": train(home / "reflow", f"{again} init={first}"),
     }
     data, other = real(first)
-    rows = [["floor", *[f"{distance(data, other):.3f}"] * len(CALLS), "0"]]
+    rows = [["floor", *[f"{w2(data, other):.3f}"] * len(CALLS), "0"]]
     for row, run in runs.items():
-        found = [distance(drawn_by(run, n), data) for n in CALLS]
+        found = [w2(drawn_by(run, n), data) for n in CALLS]
         rows.append([row, *(f"{x:.3f}" for x in (*found, straightness(run)))])
     table(["row", *(f"{n} calls" for n in CALLS), "S"], rows)
 

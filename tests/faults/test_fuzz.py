@@ -82,6 +82,14 @@ def changed(whole: Path, folder: Path) -> tuple[Path, Path]:
     return folder, max((folder / "checkpoints").glob("step_*"))
 
 
+def read(folder: Path) -> Any:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def write(folder: Path, manifest: Any) -> None:
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 DRAW = ["n=1", "batch=1", "steps=1", "format=npz", "device=cpu"]
 
 
@@ -113,9 +121,9 @@ def test_a_manifest_and_its_config(
     data: st.DataObject, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, folder = changed(whole, tmp_path / "run")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read(folder)
     edit(data, manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write(folder, manifest)
     agree(["sample", f"ckpt={run}", *DRAW], capsys, (0, 4))
 
 
@@ -125,14 +133,14 @@ def test_a_state(
     data: st.DataObject, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, folder = changed(whole, tmp_path / "run")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read(folder)
     state = json.loads((folder / "state.json").read_text())
     edit(data, state)
     text = json.dumps(state).encode()
     (folder / "state.json").write_bytes(text)
     entry = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     manifest["files"]["state.json"] = entry
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write(folder, manifest)
     own = [w for w in TRAIN if not w.startswith(("out=", "trainer.steps="))]
     agree([*own, "trainer.steps=13", f"out={run}"], capsys, (0, 4))
 
@@ -169,7 +177,7 @@ def test_what_was_found_once(
     path: Path_, value: Any, whole: Path, tmp_path: Path, capfd: Any
 ) -> None:
     _, folder = changed(whole, tmp_path / "run")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read(folder)
     put(manifest, path, value)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write(folder, manifest)
     agree(["sample", f"ckpt={folder}", *DRAW], capfd, (4,))

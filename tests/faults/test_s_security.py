@@ -103,18 +103,24 @@ def test_a_run_is_as_private_as_its_user_wants(place: Place) -> None:
     assert open_ == []
 
 
-def test_no_port_is_opened(place: Place) -> None:
-    """S12."""
+def no_socket_may(act: str) -> Callable[[], None]:
+    """In the child: sockets that do it raise."""
 
-    def deaf() -> None:
+    def arrange() -> None:
         import socket
 
         def refuse(*args: Any) -> None:
-            raise AssertionError("a port")
+            raise AssertionError(act)
 
-        socket.socket.listen = refuse  # type: ignore[method-assign, assignment]
+        setattr(socket.socket, act, refuse)
 
-    assert place.dcli(*TRAIN, before=deaf).code == 0
+    return arrange
+
+
+def test_no_port_is_opened(place: Place) -> None:
+    """S12."""
+
+    assert place.dcli(*TRAIN, before=no_socket_may("listen")).code == 0
 
 
 def test_a_distributed_checkpoint_is_not_unpickled(place: Place) -> None:
@@ -137,15 +143,7 @@ class Bomb:
 def test_nothing_connects_while_it_is_imported(place: Place) -> None:
     """S8."""
 
-    def unplugged() -> None:
-        import socket
-
-        def refuse(*args: Any) -> None:
-            raise AssertionError("a connection")
-
-        socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
-
-    assert place.dcli(*TRAIN, before=unplugged).code == 0
+    assert place.dcli(*TRAIN, before=no_socket_may("connect")).code == 0
 
 
 def test_every_download_is_hashed() -> None:
