@@ -50,6 +50,7 @@ class Gallery:
         request: Mapping[str, Any],
     ) -> None:
         self.folder, self.kind, self.spec, self.batch = folder, kind, spec, batch
+        self.request = request
         place, asked = folder / "chunks" / "request.json", json.dumps(request)
         if place.exists():
             held = json.loads(place.read_text())
@@ -61,6 +62,11 @@ class Gallery:
         with storage(folder):
             (folder / "chunks").mkdir(parents=True, exist_ok=True)
         self._write(place, asked.encode())
+
+    def beside(self, name: str) -> Gallery:
+        """Other samples of the same request, in a folder in this one."""
+        own = self.folder / name
+        return Gallery(own, self.kind, self.spec, self.batch, self.request)
 
     def missing(self, n: int) -> list[int]:
         """Numbers of the chunks still to be drawn for `n` samples."""

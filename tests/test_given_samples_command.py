@@ -106,6 +106,23 @@ def test_degraded_samples_are_taken_as_they_are(dcli: Dcli) -> None:
     assert np.array_equal(drawn(between.out), drawn(one.out))
 
 
+def test_what_was_spoilt_lies_beside_the_samples(dcli: Dcli) -> None:
+    assert dcli("train", *COLD).code == 0
+    clean = dcli("sample", "ckpt=cold", "n=3", "steps=2").out.strip()
+    words = ("ckpt=cold", "severity=0.4", "batch=2", "format=[png,grid,npz]")
+    one = Path(dcli("sample", *words, f"restore={clean}").out.strip())
+    spoilt = one / "spoilt"
+    names = {path.name for path in spoilt.iterdir()} - {"chunks"}
+    pictures = {"000000.png", "000001.png", "000002.png"}
+    assert names == pictures | {"grid.png", "samples.npz"}
+    # given back as spoilt, from numbers exactly, from pictures but for their rounding
+    for name, far in (("spoilt/samples.npz", 1e-6), ("spoilt", 0.1)):
+        again = dcli("sample", *words, f"restore={one / name}", "degraded=true")
+        assert again.code == 0, again.err
+        np.testing.assert_allclose(drawn(again.out), drawn(str(one)), atol=far)
+        assert not (Path(again.out.strip()) / "spoilt").exists()
+
+
 def test_a_hole_anywhere_must_be_known(dcli: Dcli) -> None:
     mask = ["process=cold_mask", "process.operator.centre=random"]
     assert dcli("train", *COLD, *mask).code == 0

@@ -95,6 +95,12 @@ def test_a_d3pm_that_does_not_reach_its_prior_is_refused():
         build("d3pm", 3, 2, levels=20, beta_max=0.8)
 
 
+@pytest.mark.parametrize("beta", [0.0, -1e-3, 0.5])
+def test_the_first_beta_of_d3pm_is_positive_and_no_larger_than_the_last(beta):
+    with pytest.raises(ConfigError, match=r"beta_min: must be in \(0, beta_max\]"):
+        build("d3pm", 3, 2, levels=20, beta_min=beta, beta_max=0.4)
+
+
 @pytest.mark.parametrize("mixing", ["mixture", "d3pm"])
 def test_the_last_term_of_the_d3pm_bound_is_the_belief_alone(mixing):
     process = build("d3pm", mixing=mixing)

@@ -166,12 +166,32 @@ def test_confidence_spends_its_steps_on_open_places(steps):
     assert bool((x[:, 1] == 1).all() and (x[:, 4] == 0).all() and (x < 2).all())
 
 
+def test_confidence_shows_a_token_at_every_step():
+    """8 cos(pi / 8) = 7.39: the curve alone would show nothing in the second of 8."""
+    process = build("mask", 2, 8)
+    known = Prompted(process, [-1] * 8, table(2, 8))
+    walk("confident", process, known, 40, steps=8, temperature=4.5)
+    seen = [n.unique().tolist() for n in known.seen]
+    assert seen == [[8], [7], [6], [5], [4], [3], [2], [1]]
+
+
 def test_confidence_grows_whatever_the_number_of_steps():
     """Steps beyond the tokens do not put off the end of chance."""
     process, n = build("mask", 2, 4), 400
     known = Prompted(process, [-1] * 4, table(2, 4))
     few = walk("confident", process, known, n, steps=4, temperature=4.5)
     assert torch.equal(few, walk("confident", process, known, n, steps=99))
+
+
+def test_first_hitting_shows_any_hidden_place():
+    process, n = build("mask", 2, 4), 4000
+    known = Prompted(process, [-1] * 4, table(2, 4))
+    walked = samplers.build({"name": "first_hitting"}).trajectory(
+        known, process.prior((n, 4), rows(n)), rows(n)
+    )
+    shown = (next(iter(walked)) != process.mask).double().mean(0)
+    error = 5 * (0.25 * 0.75 / n) ** 0.5
+    torch.testing.assert_close(shown, torch.full((4,), 0.25).double(), atol=error, rtol=0)
 
 
 def test_first_hitting_asks_for_open_places_alone():

@@ -12,6 +12,7 @@ from diffusion_cli import assemble, checkpoint, distributed, failpoints
 from diffusion_cli import device as devices
 from diffusion_cli.drawing import Drawing, Given, Way
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.gallery import Gallery
 from diffusion_cli.guidance import guidances
 from diffusion_cli.place import kind
 from diffusion_cli.processes import Flow
@@ -115,7 +116,11 @@ def _write(drawing: Drawing, values: Config) -> None:
     formats = values["format"]
     formats = formats if isinstance(formats, list) else [formats]
     gallery.export(n, formats, drawing.labels(torch.arange(n)))
-    calls, counted, gaps = drawing.calls(), drawing.counted(), _differences(drawing, n)
+    spoilt = _spoilt(drawing, n)
+    if spoilt is not None:
+        spoilt.export(n, formats, None)
+    calls, counted = drawing.calls(), drawing.counted()
+    gaps = _differences(drawing, spoilt, n)
     gallery.describe(
         {
             "checkpoint": str(drawing.found.folder),
@@ -144,18 +149,31 @@ def _write(drawing: Drawing, values: Config) -> None:
     print(gallery.folder)
 
 
-def _differences(drawing: Drawing, n: int) -> dict[str, float]:
+def _spoilt(drawing: Drawing, n: int) -> Gallery | None:
+    """What `restore=` starts from, in a folder beside the samples."""
+    given, gallery = drawing.given, drawing.gallery
+    if given is None or given.how != "restore" or drawing.way is not None:
+        return None
+    own = gallery.beside("spoilt")
+    for chunk in own.missing(n):
+        first = chunk * own.batch
+        rows = torch.arange(first, first + own.batch, device=drawing.device)
+        x = drawing.spoilt(rows)
+        own.keep(chunk, x.float() if x.is_floating_point() else x)
+    return own
+
+
+def _differences(drawing: Drawing, spoilt: Gallery | None, n: int) -> dict[str, float]:
     """How far samples are from what was given, and were when that was spoilt.
 
     Root mean squares; of tokens, the part that is another.
     """
-    given, rows = drawing.given, torch.arange(n, device=drawing.device)
+    given, rows = drawing.given, torch.arange(n)
     if given is None or drawing.way is not None:
         return {}
-    x0 = given.of(rows).cpu()
-    gaps = {"drawn": torch.cat(list(drawing.gallery.samples(n))) - x0}
-    if given.how == "restore":
-        gaps["spoilt"] = drawing.spoilt(rows).cpu() - x0
+    sets = {"drawn": drawing.gallery} | ({"spoilt": spoilt} if spoilt else {})
+    x0 = given.of(rows)
+    gaps = {name: torch.cat(list(own.samples(n))) - x0 for name, own in sets.items()}
     if drawing.found.spec.kind == "tokens":
         return {name: float((gap != 0).double().mean()) for name, gap in gaps.items()}
     return {

@@ -38,11 +38,9 @@ def files_in(path: Path, endings: tuple[str, ...]) -> list[Path]:
         and each.is_file()
     )
     numbered = [each for each in found if each.stem.isdigit() and each.parent == path]
-    if numbered or found:
-        return numbered or found
     whole = path / "samples.npz"
-    if whole.is_file():
-        return [whole]
+    if numbered or whole.is_file() or found:
+        return numbered or ([whole] if whole.is_file() else found)
     message = f"{shown(str(path))}: no samples ({', '.join(endings)})"
     raise DataError(message, "a file or a folder of samples", "DATA-EMPTY")
 
