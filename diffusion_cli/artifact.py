@@ -74,6 +74,18 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def standing(folder: Path) -> bool:
+    """Whether every file of a folder is there, at its size; quick."""
+    try:
+        files = parse(_inside(folder, "manifest.json"))["files"]
+        return all(
+            _inside(folder, name).stat().st_size == entry["size"]
+            for name, entry in files.items()
+        )
+    except (CheckpointError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def parse(path: Path) -> dict[str, Any]:
     """A JSON object from a file somebody else may have written."""
     try:

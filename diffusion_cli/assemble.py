@@ -13,37 +13,21 @@ from typing import Any, TypeVar
 import torch
 
 from diffusion_cli.core import Spec
-from diffusion_cli.couplings import Coupling, couplings
+from diffusion_cli.couplings import couplings
 from diffusion_cli.datasets import Dataset, datasets
 from diffusion_cli.denoiser import Context, Denoiser, Model
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.fitting import FITTING, coupled, demand
 from diffusion_cli.guidance import guidances
 from diffusion_cli.networks import networks
 from diffusion_cli.objectives import Objective, objectives
 from diffusion_cli.parametrisations import parametrisations
-from diffusion_cli.processes import Flow, Process, processes
-from diffusion_cli.processes.affine import Affine, Diffusion
-from diffusion_cli.processes.rays import Charged
-from diffusion_cli.processes.tokens import Absorbing, Masking, Tokens
+from diffusion_cli.processes import Process, processes
 from diffusion_cli.registry import check_call
 from diffusion_cli.samplers import Sampler, samplers
 
 T = TypeVar("T")
 Config = Mapping[str, Any]
-OFFERS = {
-    Process: "any process",
-    Flow: "a process with a velocity",
-    Affine: "an affine process (alpha x_0 + sigma n)",
-    Diffusion: "a process with Gaussian noise",
-    Charged: "a process of charges (process=pfgm or pfgmpp)",
-    Tokens: "a process on tokens",
-    Masking: "a process that masks tokens",
-    Absorbing: "a process that masks every token at a time of its own",
-}
-FITTING = {  # for data of a kind, where the process wants the other
-    "continuous": "process=ddpm or flow, or dataset=text, markov or digit_tokens",
-    "tokens": "process=mask, uniform or another of `dcli list process`",
-}
 
 
 @dataclass(frozen=True)
@@ -185,30 +169,12 @@ def objective(config: Config, process: Process, spec: Spec) -> Objective:
     coupling = couplings.build(config["coupling"])
     built = objectives.build(node, coupling=coupling)
     demand("objective", node["name"], built.needs, process)
-    _coupled(built, coupling, config, spec)
-    if node.get("drop") and not spec.classes:
-        raise ConfigError(
-            f"objective.drop: must be 0 for data without labels, got {node['drop']}",
-            "objective.drop=0",
-        )
+    coupled(built, coupling, config, process, spec)
+    drop = node.get("drop")
+    if drop and not spec.classes:
+        message = f"objective.drop: must be 0 for data without labels, got {drop}"
+        raise ConfigError(message, "objective.drop=0")
     return built
-
-
-def _coupled(built: Objective, coupling: Coupling, config: Config, spec: Spec) -> None:
-    """Refuse a coupling that the objective ignores, or that has not its noise."""
-    name, own = config["coupling"]["name"], spec.codec.get("noise")
-    if name != "independent" and not hasattr(built, "coupling"):
-        raise ConfigError(
-            f"coupling: objective `{config['objective']['name']}` takes no `{name}`",
-            "coupling=independent",
-        )
-    if coupling.paired != (own is not None):
-        message = "coupling: pairs and dataset=pairs need each other"
-        raise ConfigError(message, "coupling=pairs dataset=pairs dataset.path=SAMPLES")
-    law = {key: v for key, v in config["process"].items() if key != "schedule"}
-    if coupling.paired and (law != own or law.get("reach") is not None):
-        message = f"process: the pairs were drawn with the noise of {own}, not {law}"
-        raise ConfigError(message, "the process of the run that drew them")
 
 
 def sampler(
@@ -236,7 +202,7 @@ def sampler(
     how = getattr(built, "how", {})
     step = type(process).reverse
     own = ("self", "q", "x", "t", "s", "rng")
-    _, errors = check_call(step, how, "sampler", _name(process), own)
+    _, errors = check_call(step, how, "sampler", processes.name_of(process), own)
     if errors:
         raise ConfigError("", more=errors)
     try:
@@ -281,19 +247,3 @@ def guided(
         demand("guidance", node["name"], denoiser.needs, denoiser.process)
         denoiser.tilts = denoiser.tilts or inner.tilts
     return denoiser
-
-
-def _name(process: Process) -> str:
-    return processes.name_of(process)
-
-
-def demand(
-    where: str, name: str, need: type[Process], process: Process, hint: str = ""
-) -> None:
-    """Refuse a part that needs more than the process offers."""
-    if not isinstance(process, need):
-        role = where.rpartition(".")[2]
-        raise ConfigError(
-            f"{where}: `{name}` needs {OFFERS[need]}; `{_name(process)}` is not one",
-            hint or f"dcli list {role}",
-        )

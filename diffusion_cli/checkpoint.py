@@ -98,6 +98,8 @@ def newest(folder: Path, *, aside: bool = False) -> Checkpoint | None:
         try:
             return Checkpoint(path)
         except CheckpointError as error:
+            if error.code == "CKPT-FORMAT":  # sound: for a newer dcli
+                raise
             reasons.append(error.message)
             _log.warning("%s; falling back to an older one", error.message)
             if aside:
@@ -106,18 +108,20 @@ def newest(folder: Path, *, aside: bool = False) -> Checkpoint | None:
         reasons = [f"{path}: set aside" for path in folder.glob(".bad-step_*")]
     if reasons:
         text = f"{folder}: every checkpoint is damaged: " + "; ".join(reasons)
-        raise CheckpointError(text, "fresh=true begins again", "CKPT-CORRUPT")
+        hint = "dcli train ... fresh=true begins again"
+        raise CheckpointError(text, hint, "CKPT-CORRUPT")
     return None
 
 
-def load(path: str | Path) -> Checkpoint:
+def load(path: str | Path, key: str = "ckpt") -> Checkpoint:
     """A checkpoint, a run's newest one, or that of the run whose name begins so."""
-    place = find(str(path))
-    if (place / "checkpoints").is_dir():
+    place = find(str(path), key)
+    if (place / "checkpoints").is_dir() or (place / "status.json").exists():
         found = newest(place / "checkpoints")
         if found is None:
-            message = f"{place}: the run has no checkpoint yet"
-            raise CheckpointError(message, "dcli train", "CKPT-MISSING")
+            message = f"{place}: the run has no checkpoint, or none yet"
+            hint = "let it train to its first: every.save=..."
+            raise CheckpointError(message, hint, "CKPT-MISSING")
         return found
     return Checkpoint(place)
 

@@ -11,7 +11,7 @@ from diffusion_cli.identity import dotted, same_data
 from diffusion_cli.records import Record
 
 _BESIDE = ("_sd", "_se", "_floor")  # endings of what is said beside a number
-_NUMBERS = 12  # of one metric in the table; more of them are a curve, with a picture
+_NUMBERS = 12  # of a metric in the table; more, or those of another, are a picture
 _SHOWN = ("steps", "scale")  # arguments of samplers and guidance that are always told
 _DRAWN = ("step", "weights", "sampler", "guidance", "label", "dtype", "seed")
 
@@ -51,7 +51,7 @@ def measured(found: Sequence[Record]) -> tuple[list[Column], list[Row]]:
     for number, record in enumerate(found):
         for line in _last(record.measured):
             values, told = line["values"], protocol(line)
-            if len(values) > _NUMBERS:
+            if len(values) > _NUMBERS or isinstance(line["metric"].get("of"), Mapping):
                 continue
             way = {key: _named(line.get(key)) for key in _DRAWN}
             way["seeds"] = line["metric"].get("seeds") or 1

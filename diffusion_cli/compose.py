@@ -18,6 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
@@ -77,22 +78,35 @@ class _Jobs:
     def run(self, cfg: DictConfig) -> float | None:
         """Check the config and run the verb; a failed job does not end a sweep."""
         own = HydraConfig.get()
-        overrides = OmegaConf.to_container(own.overrides.task)  # ${...} stays
-        assert isinstance(overrides, list)
+        overrides: Any = OmegaConf.to_container(own.overrides.task)  # ${...} stays
         sweep = own.mode == RunMode.MULTIRUN
         job = sweeps.Job(self.home, own.job.num) if sweep else sweeps.current()
         if sweep:
             assert job is not None
-            print(f"job {job.number}: {' '.join(overrides)}", file=sys.stderr)
+            told = f"job {job.number}: {sweeps.plain(overrides)}"
+            table = self.verb == "eval" and not cfg.json  # numbers need a head
+            print(told, file=sys.stdout if table else sys.stderr, flush=True)
             if job.spent(tries := cfg.get("tries", 1)):
                 print(f"it failed {tries} times: tries=<more>", file=sys.stderr)
                 return float("nan")
+        with sweeps.known_as(job):
+            return self._attempt(cfg, overrides, job, sweep)
+
+    def _attempt(
+        self,
+        cfg: DictConfig,
+        overrides: list[str],
+        job: sweeps.Job | None,
+        sweep: bool,
+    ) -> float | None:
+        """Run the verb, and keep in the job's record how it ends."""
         if job is not None:
             job.begin(overrides)
             if sweeps.outdated():
                 print("the code changed since this was submitted", file=sys.stderr)
         try:
-            value = self._command(cfg, dict(own.runtime.choices), overrides)
+            choices = dict(HydraConfig.get().runtime.choices)
+            value = self._command(cfg, choices, overrides)
         except Exception as problem:
             error = cli.told(problem, self.verb)
             if job is not None:
@@ -181,9 +195,10 @@ def compose(verb: str, words: list[str]) -> int:
 def _register(verb: str, options: list[str], home: Path) -> None:
     """Give Hydra the configs of plug-ins, and our launchers, which it does not know."""
     known = Plugins.instance()
-    schemas = ConfigStore.instance().repo["hydra"]["launcher"]
-    for own in (config.folder() / "hydra" / "launcher").glob("*.yaml"):
-        schemas.pop(own.name, None)  # a plug-in's, which would refuse our keys
+    for kind in ("launcher", "sweeper"):
+        schemas = ConfigStore.instance().repo["hydra"][kind]
+        for own in (config.folder() / "hydra" / kind).glob("*.yaml"):
+            schemas.pop(own.name, None)  # a plug-in's, which would refuse our keys
     known.register(config.PluginConfigs)
 
     def launcher(
@@ -198,7 +213,20 @@ def _register(verb: str, options: list[str], home: Path) -> None:
         made.setup(config=config, **named)
         return made
 
+    def sweeper(
+        hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> Sweeper:
+        named: Any = {"hydra_context": hydra_context, "task_function": task_function}
+        if "_target_" in config.hydra.sweeper:
+            return Plugins.instantiate_sweeper(known, config=config, **named)
+        from diffusion_cli.search import Search
+
+        made = Search(home)
+        made.setup(config=config, **named)
+        return made
+
     known.instantiate_launcher = launcher  # type: ignore[method-assign]
+    known.instantiate_sweeper = sweeper  # type: ignore[method-assign]
 
 
 def _sum_up(home: Path) -> None:

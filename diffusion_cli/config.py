@@ -138,6 +138,8 @@ def unknown(key: str, known: Iterable[str], verb: str) -> ConfigError:
     meant = near(key, known) if "." in key else ""
     if word in last:
         meant = f"; did you mean `{last[word]}`?"
+    elif "." not in key and (guess := near(key, [k for k in known if "." not in k])):
+        meant = guess
     elif not meant and (guess := near(word, last)):
         meant = f"; did you mean `{last[guess.split('`')[1]]}`?"
     return ConfigError(f"{key}: there is no such key{meant}", f"dcli {verb} --help")

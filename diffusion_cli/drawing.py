@@ -20,6 +20,7 @@ from diffusion_cli.device import memory
 from diffusion_cli.errors import ConfigError, NumericsError
 from diffusion_cli.gallery import Gallery
 from diffusion_cli.odes import encode
+from diffusion_cli.paths import typed
 from diffusion_cli.place import fingerprint, kind
 from diffusion_cli.rebuild import Rebuilt, labels
 from diffusion_cli.rng import Rng
@@ -114,10 +115,9 @@ class Drawing:
         if given is not None:
             end = built.model.process.span[1]
             request["given"] = f"{given.how} {fingerprint(given.x0)} {end}"
-        if way is not None:
-            request["way"] = way
+        request |= {"way": way} if way else {}
         request = json.loads(json.dumps(request))
-        folder = Path(out).expanduser() if out else self._folder(request)
+        folder = typed(out, "out") if out else self._folder(request)
         batch = values["batch"]
         self.gallery = Gallery(folder, kind(found), found.spec, batch, request)
         self.rows_seen = self.chunks_drawn = 0  # by this process
@@ -145,9 +145,9 @@ class Drawing:
         if film and 0 not in chunks:
             chunks = [0, *chunks]
         total = -(-n // batch)
-        walk = self.built.chosen["sampler"]["name"]
-        where = devices.label(self.device)
-        say(f"{self.found.folder} ({self.values['weights']} weights), {walk}, {where}")
+        how = self.built.chosen["sampler"]["name"] + f", {steps} steps" * bool(steps)
+        how += f", seed {self.values['seed']}, {devices.label(self.device)}"
+        say(f"{self.found.folder} ({self.values['weights']} weights), {how}")
         if len(chunks) < total:
             done = min((total - len(chunks)) * batch, n)
             say(f"{done}/{n} already done")

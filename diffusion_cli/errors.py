@@ -40,6 +40,10 @@ class ConfigError(DcliError):
         return "\n".join(own + [error.render() for error in self.more])
 
 
+class UnknownName(ConfigError):
+    """A component that does not exist."""
+
+
 class DataError(DcliError):
     """The data set is missing, broken or does not fit (exit 3)."""
 

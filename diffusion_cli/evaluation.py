@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_cli import assemble, checkpoint, classifier, config
+from diffusion_cli import assemble, checkpoint, classifier, config, fitting
 from diffusion_cli.artifact import storage
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.datasets.storage import staged
@@ -24,6 +26,7 @@ from diffusion_cli.drawing import Drawing
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.loading import once, prepare_like
 from diffusion_cli.metrics import Batch, Metric, Result, Subject, Walk, metrics
+from diffusion_cli.paths import typed
 from diffusion_cli.place import kind
 from diffusion_cli.processes import Process
 from diffusion_cli.rebuild import Rebuilt, laid_over, rebuild
@@ -94,7 +97,7 @@ class Trained(Subject):
         self.batch: int = values["batch"]
         self.built = self._built()
         self.model, self.denoiser = self.built.model, self.built.denoiser
-        self.cache: Path = Path(values["cache"]).expanduser()
+        self.cache: Path = typed(values["cache"], "cache")
         self.node = laid_over("dataset", found, values["dataset"])
         self.set = data or assemble.dataset({"dataset": self.node})
         self.drawings: dict[int, Drawing] = {}
@@ -195,41 +198,46 @@ class Trained(Subject):
 
     def _keep(self, node: Config, result: Result) -> None:
         """A line of `metrics.jsonl`, a table and pictures."""
-        folder = Derived(self.found, self.values["weights"]).folder
-        told = ("seed", "weights", "dtype", "label")
         about = {
-            "metric": node,
+            **self._way(node),
             "values": dict(result.values),
             "notes": list(result.notes),
             "protocol": result.protocol,
             "step": self.found.step,
             "training": self.training,
-            "dataset": self.node,
-            **self.built.chosen,
-            **{key: self.values[key] for key in told},
         }
+        files = self.files(node, result)
+        folder = Derived(self.found, self.values["weights"]).folder
+        with storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _append(folder / "metrics.jsonl", about)
+            for path, content in files.items():
+                with staged(path) as part:
+                    part.write_bytes(content)
+
+    def _way(self, node: Config) -> Config:
+        """All that decides the numbers of a metric of these weights."""
+        told = ("seed", "weights", "dtype", "label")
+        own = {key: self.values[key] for key in told}
+        return {"metric": node, "dataset": self.node, **self.built.chosen, **own}
+
+    def files(self, node: Config, result: Result) -> dict[Path, bytes]:
+        """Table and pictures of a metric, by a name for each way to measure it."""
         files = dict(result.files)
         if result.table:
             files[f"{node['name']}.csv"] = _csv(result.table)
-        with storage(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(about) + "\n")
-            for name, content in files.items():
-                with staged(folder / name) as part:
-                    part.write_bytes(content)
-
-    def where(self, result: Result) -> list[Path]:
-        """The pictures that a metric left."""
         folder = Derived(self.found, self.values["weights"]).folder
-        return [folder / name for name in result.files]
+        text = json.dumps(self._way(node), sort_keys=True)
+        tag = hashlib.sha256(text.encode()).hexdigest()[:8]
+        named = {folder / name: content for name, content in files.items()}
+        return {p.with_stem(f"{p.stem}-{tag}"): c for p, c in named.items()}
 
 
 def demands(node: Config, process: Process) -> None:
     """Refuse a metric that asks more of a process than it offers."""
     for each in _nested(node):
         name = each["name"]
-        assemble.demand("metric", name, metrics[name].needs, process)
+        fitting.demand("metric", name, metrics[name].needs, process)
 
 
 def _nested(node: Config) -> Iterator[Config]:
@@ -238,6 +246,16 @@ def _nested(node: Config) -> Iterator[Config]:
     for value in node.values():
         if isinstance(value, dict) and value.get("name") in metrics.names():
             yield from _nested(value)
+
+
+def _append(log: Path, values: Config) -> None:
+    """A line more, and not on the end of one that a killed command left torn."""
+    with log.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+        whole = file.read(1) in (b"\n", b"")
+        file.write(b"\n" * (not whole) + json.dumps(values).encode() + b"\n")
 
 
 def _csv(table: Any) -> bytes:

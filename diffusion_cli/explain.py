@@ -6,6 +6,7 @@ import errno
 import re
 import traceback
 from importlib import metadata
+from pathlib import Path
 
 from diffusion_cli.config import COMPONENTS, flat, unknown
 from diffusion_cli.errors import (
@@ -15,6 +16,7 @@ from diffusion_cli.errors import (
     OutOfMemory,
     StorageError,
 )
+from diffusion_cli.paths import assignment, shown
 from diffusion_cli.registry import near
 
 _FULL = {errno.ENOSPC: "DISK-FULL", errno.EDQUOT: "DISK-FULL", errno.EROFS: "READONLY"}
@@ -107,20 +109,19 @@ def _missing(problem: Exception, verb: str) -> ConfigError:
 def _unreadable(override: str, verb: str) -> ConfigError:
     """An argument that Hydra's grammar does not read."""
     key, equals, value = override.partition("=")
+    if not equals and Path(override).is_dir():
+        message = f"`{override}`: a second path, where one is expected"
+        return ConfigError(message, assignment("ckpt", override))
     if not equals:
         message = f"`{override}`: expected key=value"
         return ConfigError(
             message, f"exp={override} for a recipe, or dcli {verb} --help"
         )
-    if value.startswith("~"):
-        return ConfigError(
-            f"{key}: the value `{value}` cannot be read", f'"{key}=$HOME{value[1:]}"'
-        )
-    quoted = value.strip("'\"").replace("'", "\\'")
-    return ConfigError(
-        f"{key}: the value `{value}` cannot be read",
-        f"quote it twice: \"{key}='{quoted}'\"",
-    )
+    message = f"{key}: the value `{shown(value)}` cannot be read"
+    if value == "~" or value.startswith("~/"):
+        return ConfigError(message, f'"{key}=$HOME{value[1:]}"')
+    again = assignment(key, value.strip("'\""))
+    return ConfigError(message, f"quote it twice: {again}")
 
 
 def _override(problem: Exception, verb: str) -> ConfigError:
@@ -131,13 +132,13 @@ def _override(problem: Exception, verb: str) -> ConfigError:
         if parent is None:
             takes = f"`dcli {verb}` takes no `{match[1]}`"
             return ConfigError(f"{match[1]}: {takes}", f"dcli {verb} --help")
-        known = [*COMPONENTS, "exp", *flat(parent._get_root())]
-        return unknown(match[1], known, verb)
+        own = [k for k in flat(parent._get_root()) if not k.startswith("hydra.")]
+        return unknown(match[1], [*COMPONENTS, "exp", *own], verb)
     if match := re.search(r"Ambiguous value for argument '(([^=]+)=(.*))'", text):
-        return ConfigError(
-            f"{match[2]}: several values, `{match[3]}`",
-            f"-m for a sweep, or {match[2]}=[{match[3]}] for a list",
-        )
+        hint = "-m for a sweep"
+        if match[2].partition("/")[0] not in COMPONENTS:  # of which there is one
+            hint += f", or {match[2]}=[{match[3]}] for a list"
+        return ConfigError(f"{match[2]}: several values, `{match[3]}`", hint)
     if match := re.search(r"Sweep parameters '(.+)' requires", text):
         return ConfigError(f"`{match[1]}` is a sweep", f"dcli {verb} -m {match[1]}")
     if match := re.search(r"already at '([^']+)'", text):

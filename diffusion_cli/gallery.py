@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from diffusion_cli.artifact import storage
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.datasets.storage import staged
-from diffusion_cli.errors import ConfigError
+from diffusion_cli.errors import ConfigError, DataError
 
+_log = logging.getLogger(__name__)
 SHOWN = 256  # samples in a grid, at most; points of a scatter plot come from all
 TILES = 16  # samples in a film or a strip of images
 FRAMES, STRIP = 40, 8  # states in a film, and side by side in a strip
@@ -53,7 +55,10 @@ class Gallery:
         self.request = request
         place, asked = folder / "chunks" / "request.json", json.dumps(request)
         if place.exists():
-            held = json.loads(place.read_text())
+            held = self._read(place)
+            if not held:
+                message = f"{place} is damaged: which samples these are is not known"
+                raise DataError(message, f"delete {folder}", "DATA-BAD")
             other = [key for key in request if held.get(key) != request[key]]
             if other:
                 message = f"out: {folder} holds samples of another {', '.join(other)}"
@@ -70,7 +75,7 @@ class Gallery:
 
     def missing(self, n: int) -> list[int]:
         """Numbers of the chunks still to be drawn for `n` samples."""
-        return [c for c in range(-(-n // self.batch)) if not self._chunk(c).exists()]
+        return [c for c in range(-(-n // self.batch)) if not self._whole(c)]
 
     def keep(self, chunk: int, x: Tensor) -> None:
         """Store a whole chunk, (batch, ...)."""
@@ -133,7 +138,7 @@ class Gallery:
 
     def noted(self) -> dict[str, Any]:
         """What was noted last; nothing if the drawing was cut short."""
-        return json.loads(self._noted.read_text()) if self._noted.exists() else {}
+        return self._read(self._noted)
 
     @property
     def _noted(self) -> Path:
@@ -142,7 +147,8 @@ class Gallery:
     def _files(self, n: int) -> None:
         """One file per sample; how many are there already stands in `chunks/saved`."""
         marker = self.folder / "chunks" / "saved"
-        done = int(marker.read_text()) if marker.exists() else 0
+        text = marker.read_bytes() if marker.exists() else b""
+        done = int(text) if text.isdigit() else 0
         first = 0
         for x in self.samples(n):
             if first + len(x) > done:
@@ -158,6 +164,26 @@ class Gallery:
         buffer = io.BytesIO()
         _pil(picture).save(buffer, "PNG")
         self._write(self.folder / name, buffer.getvalue())
+
+    def _whole(self, number: int) -> bool:
+        """Whether a chunk is there, and is one."""
+        path = self._chunk(number)
+        if not path.exists():
+            return False
+        try:
+            return len(np.load(path, mmap_mode="r")) == self.batch
+        except (ValueError, TypeError, EOFError):
+            _log.warning("%s is damaged and drawn again", path)
+            return False
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        """A JSON object that was kept; empty if it is not there, or damaged."""
+        try:
+            found = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _chunk(self, number: int) -> Path:
         return self.folder / "chunks" / f"{number:06d}.npy"

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_cli.paths import typed
+
 # Keys that say how a run is executed, not which run it is: free to change at a resume.
 EXECUTION = (
     "out",
@@ -77,7 +79,7 @@ def _canonical(value: Any) -> Any:
 def run_folder(config: Mapping[str, Any]) -> Path:
     """`out`, else `runs/<name>-<id>` under the current directory."""
     if config["out"]:
-        return Path(config["out"])
+        return typed(config["out"], "out")
     name = config["name"] or f"{config['dataset']['name']}-{config['process']['name']}"
     return Path("runs") / f"{name}-{identity(config)}"
 

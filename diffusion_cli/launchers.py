@@ -107,6 +107,9 @@ class Jobs(Launcher):
         waiting = [t for t in tasks if not self._over(t.job)]
         for task in waiting:
             task.job.wait()
+        done = f", {len(tasks) - len(waiting)} of them over" * (waiting != tasks)
+        print(f"{len(tasks)} jobs{done}; logs: {self.home}/logs", file=sys.stderr)
+        print(f"dcli sweep status {self.home}", file=sys.stderr)
         with Stop() as stop:
             stop.begin()
             WAYS[self.way](waiting, self.settings, stop)

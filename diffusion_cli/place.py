@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from diffusion_cli.derived import Derived
 from diffusion_cli.device import autocast, memory, precision
 from diffusion_cli.errors import CheckpointError, ConfigError
 from diffusion_cli.identity import dotted
+from diffusion_cli.paths import typed
 from diffusion_cli.registry import ROLES, near
 from diffusion_cli.tracking import say
 
@@ -114,7 +114,7 @@ class Place(Context):
         return self.models[-1]
 
     def samples(self, path: str) -> Tensor:
-        x = self.kind.load(Path(path).expanduser(), self.spec)
+        x = self.kind.load(typed(path, "path"), self.spec)
         self.used[path] = fingerprint(x)
         say(f"{len(x)} samples read from {path}")
         return x.to(self.device)

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.paths import typed
 
 
 def folders() -> list[Path]:
@@ -38,7 +39,7 @@ def load(files: Iterable[str]) -> None:
 
 
 def _import(plugin: str) -> None:
-    path = Path(plugin).expanduser().resolve()
+    path = typed(plugin, "plugins").resolve()
     if path.suffix != ".py":
         importlib.import_module(plugin)
         return

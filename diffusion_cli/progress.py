@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffusion_cli import checkpoint, records
+from diffusion_cli import checkpoint, records, trial
 from diffusion_cli.evaluation import Trained, demands, several
 from diffusion_cli.identity import same_data
 from diffusion_cli.metrics import metrics
@@ -29,7 +29,8 @@ class Judge:
     Args:
         config: The run's.
         folder: The run's.
-        process: The run's; metrics that it does not suit are refused here.
+        process: The run's; metrics that it does not suit are refused here. None if
+            nothing is to be measured any more.
         device: Where to compute.
         stop: Asked between batches.
         world: The processes that share the samples.
@@ -39,7 +40,7 @@ class Judge:
         self,
         config: Config,
         folder: RunFolder,
-        process: Process,
+        process: Process | None,
         device: torch.device,
         stop: Stop,
         world: World,
@@ -47,6 +48,7 @@ class Judge:
         self.settings = Evaluation(**config["evaluation"])
         self.every = int(config["every"]["eval"])
         self.tired = False  # whether patience is at its end
+        self.given_up = False  # whether a search wants no more of it
         self.fresh = True  # whether something was measured since it was asked
         self.folder, self.device, self.stop, self.world = folder, device, stop, world
         self.values: Config = {
@@ -61,7 +63,8 @@ class Judge:
         self.data: Config = config["dataset"]
         self.nodes = several(self.values) if config["metric"] else []
         for node in self.nodes:
-            demands(node, process)
+            if process is not None:
+                demands(node, process)
 
     def due(self, step: int, last: bool) -> bool:
         """Whether to measure after this step; always after the last."""
@@ -88,6 +91,9 @@ class Judge:
             for key, value in result.values.items():
                 numbers[key if key.startswith(name) else f"{name}_{key}"] = value
         self.world.once(subject.forget)
+        first = next(iter(numbers.values()))
+        hopeless = self.world.rank == 0 and trial.hopeless(step, first)
+        self.given_up = self.world.agree(int(hopeless)) > 0
         told = "  ".join(f"{key} {value:.5g}" for key, value in numbers.items())
         say(f"step {step}  {told}")
         self.fresh = True
@@ -130,7 +136,23 @@ class Judge:
             since = sum(step > (best(seen) or 0) for step, _ in seen)
             self.tired = self.world.agree(int(since >= self.settings.patience)) > 0
             self.fresh = False
-        return self.tired
+        return self.tired or self.given_up
+
+    @property
+    def ended(self) -> tuple[str, str] | None:
+        """Why the run ended before its last step, and what goes on with it."""
+        if self.tired:
+            return "stopped early", "evaluation.patience=null goes on"
+        if self.given_up:
+            return "given up by the search", "the same command without -m goes on"
+        return None
+
+    def worth(self, loss: float | None) -> float | None:
+        """What the run is worth to a search: its best first number, else its loss."""
+        if not self.nodes or not (seen := self.history()):
+            return loss
+        sign = -1 if metrics[self.nodes[0]["name"]].higher else 1
+        return sign * min(value for _, value in seen)
 
 
 def best(history: Sequence[tuple[int, float]]) -> int | None:

@@ -6,25 +6,24 @@ Folders come from anywhere: their text is data, and nothing in it is trusted or 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import socket
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
-from diffusion_cli import runs
+from diffusion_cli import foreign, runs
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.identity import dotted
+from diffusion_cli.paths import shown, typed
 
 Values = dict[str, Any]
 _MARKS = ("status.json", "overrides.yaml", "checkpoints")  # any of them makes a run
 _TAIL = 1 << 13  # bytes; the last lines of a log are within them
-_LARGEST = 1 << 26  # bytes of a file that is read at all
 _PLAIN = ("name", "out", "fresh")  # where a run lies, not what it is
 
 
@@ -36,12 +35,12 @@ class Record:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.name or path.resolve().name
+        self.path, self.name = path, shown(path.name or path.resolve().name)
 
     @cached_property
     def status(self) -> Values:
         """`status.json`; `killed` is a run that says it runs and does not."""
-        found = _json(self.path / "status.json")
+        found = foreign.json_in(self.path / "status.json")
         known = isinstance(found.get("status"), str) and type(found.get("step")) is int
         if not known:
             return {"status": "unknown"}
@@ -53,11 +52,7 @@ class Record:
     @cached_property
     def config(self) -> Values:
         """`config.yaml`."""
-        found = _yaml(self.path / "config.yaml")
-        try:
-            json.dumps(found, default=str)
-        except (ValueError, RecursionError, TypeError):  # it holds itself
-            return {}
+        found = foreign.yaml_in(self.path / "config.yaml")
         return found if isinstance(found, dict) else {}
 
     @cached_property
@@ -68,7 +63,7 @@ class Record:
     @cached_property
     def overrides(self) -> list[str] | None:
         """The arguments of the command that made it, as they can be typed again."""
-        found = _yaml(self.path / "overrides.yaml")
+        found = foreign.yaml_in(self.path / "overrides.yaml")
         if not isinstance(found, list):
             return None
         return [str(word).removeprefix("++") for word in found]
@@ -82,7 +77,7 @@ class Record:
     @cached_property
     def environment(self) -> Values:
         """`environment.json`, flat: `versions.torch`, `machine.name`, `git.commit`."""
-        return dotted(_json(self.path / "environment.json"))
+        return dotted(foreign.json_in(self.path / "environment.json"))
 
     @cached_property
     def metrics(self) -> list[Values]:
@@ -127,7 +122,7 @@ def gather(words: Sequence[str], told: list[str], verb: str) -> list[Record]:
     """
     found: dict[Path, Record] = {}
     for word in words:
-        place = Path(word).expanduser()
+        place = typed(word, verb)
         several = [place] if is_run(place) else list(within(place))
         if not several and place.exists():
             told.append(f"{word}: is no run, and holds none")
@@ -193,7 +188,7 @@ def differences(records: Sequence[Record], every: bool = True) -> dict[str, list
 
 
 def lines(metrics: Path) -> list[Values]:
-    """The lines of a `metrics.jsonl` that have a step, up to a torn one."""
+    """The lines of a `metrics.jsonl` up to one without a step."""
     found = []
     for values in entries(metrics):
         if type(values.get("step")) is not int:
@@ -203,21 +198,22 @@ def lines(metrics: Path) -> list[Values]:
 
 
 def entries(path: Path) -> Iterator[Values]:
-    """The objects in a file of one JSON object a line, up to a torn one."""
+    """The objects in a file of one JSON object a line; torn lines are passed over."""
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            values = json.loads(line)
-            if not isinstance(values, dict):
-                return
-            yield values
-    except (OSError, ValueError, RecursionError):
+        with foreign.opened(path) as file:
+            for line in file:
+                with suppress(ValueError, RecursionError):
+                    values = json.loads(line)
+                    if isinstance(values, dict):
+                        yield values
+    except OSError:
         return
 
 
 def tail(metrics: Path) -> Values:
     """The newest finite value of everything in the last lines of a `metrics.jsonl`."""
     try:
-        with metrics.open("rb") as file:
+        with foreign.opened(metrics) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             last = file.read().splitlines()
     except OSError:
@@ -237,33 +233,11 @@ def tail(metrics: Path) -> Values:
 
 def finite(value: Any) -> bool:
     """Whether a value is a number that can be shown."""
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_measure(line: Values) -> bool:
     return isinstance(line.get("metric"), dict) and isinstance(line.get("values"), dict)
-
-
-def _json(path: Path) -> Values:
-    try:
-        found = json.loads(_text(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(_text(path))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
-
-
-def _text(path: Path) -> str:
-    with open(path, encoding="utf-8") as file:
-        if os.fstat(file.fileno()).st_size > _LARGEST:
-            raise ValueError(f"{path} is too large")
-        return file.read()
 
 
 def _time(path: Path) -> float:

@@ -20,7 +20,8 @@ from sys import float_info
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as type_hints
 
-from diffusion_cli.errors import ConfigError
+from diffusion_cli.errors import ConfigError, UnknownName
+from diffusion_cli.paths import assignment
 
 T = TypeVar("T")
 Node = Mapping[str, Any]
@@ -84,7 +85,7 @@ class Registry(Generic[T]):
         """The class behind a name; an unknown name is a `ConfigError`."""
         self._load()
         if name not in self._classes:
-            raise ConfigError(
+            raise UnknownName(
                 f"{self.role}: there is no `{name}`{near(name, self._classes)}",
                 f"dcli list {self.role}",
             )
@@ -218,7 +219,9 @@ def _fit(value: Any, annotation: Any, where: str) -> tuple[Any, list[ConfigError
     except TypeError:
         expected = _describe(annotation)
         got = _brief.repr(value)
-        return value, [ConfigError(f"{where}: expected {expected}, got {got}")]
+        word = type(value) in (int, float) and "a word" in expected
+        hint = assignment(where.lstrip("."), str(value)) if word else ""
+        return value, [ConfigError(f"{where}: expected {expected}, got {got}", hint)]
 
 
 def convert(value: Any, annotation: Any) -> Any:

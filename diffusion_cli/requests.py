@@ -45,7 +45,7 @@ class SampleSettings:
 
     ckpt: str
     n: int = 64
-    batch: int = 64
+    batch: int | None = None
     steps: int | None = None
     nfe: int | None = None
     label: int | str | list[int | str] | None = None
@@ -71,7 +71,7 @@ class SampleSettings:
         """Check the ranges."""
         require(self.n >= 1, "n", self.n, ">= 1")
         require(self.devices >= 1, "devices", self.devices, ">= 1")
-        require(self.batch >= 1, "batch", self.batch, ">= 1")
+        require(self.batch is None or self.batch >= 1, "batch", self.batch, ">= 1")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, ">= 1")
         require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, ">= 1")
         both = self.steps is not None and self.nfe is not None
@@ -80,6 +80,9 @@ class SampleSettings:
         require(self.tries >= 1, "tries", self.tries, ">= 1")
         require(bool(self.format), "format", self.format, "png, npz or grid")
         require(0 < self.severity <= 1, "severity", self.severity, "in (0, 1]")
+        for key in ("encode", "restore", "out"):
+            path = getattr(self, key)
+            require(path != "", key, path, "a path")
         both = self.encode is not None and self.restore is not None
         require(not both, "restore", self.restore, "given without encode")
         for key in ("severity", "degraded"):

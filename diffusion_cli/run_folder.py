@@ -8,6 +8,7 @@ checkpoints/                                               what it learnt
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -28,6 +29,7 @@ from diffusion_cli.identity import decides, dotted
 
 Status = Literal["running", "stopped", "failed", "complete"]
 _PATIENCE = 0.5  # seconds to wait for a lock
+_log = logging.getLogger(__name__)
 _LENGTHLESS = ("constant", "inverse_sqrt")  # rates that do not depend on the length
 
 
@@ -55,7 +57,7 @@ class RunFolder:
                 who = f"pid {pid} on {host} since {since}"
                 message = f"{self.path}: another run works here: {who}"
                 raise StorageError(
-                    message, "wait for it, or name=...", "LOCKED"
+                    message, "wait for it, or out=<another folder>", "LOCKED"
                 ) from error
         return self
 
@@ -139,6 +141,12 @@ class RunFolder:
             part.replace(path)
         return path
 
+    def lost(self) -> None:
+        """Set aside what is left of a run whose checkpoints are gone."""
+        if step := self.status().get("step", 0):
+            _log.warning("%s: the checkpoint of step %d is gone", self.path, step)
+            self.set_aside()
+
     def set_aside(self) -> None:
         """Move everything but the lock into `old-<n>`, for a fresh start."""
         members = [
@@ -152,6 +160,7 @@ class RunFolder:
                 old.mkdir()
                 for path in members:
                     path.replace(old / path.name)
+            _log.warning("what was in %s lies in %s", self.path, old.name)
 
 
 def agree(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -167,7 +176,7 @@ def agree(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         return
     lines = [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
     text = "\n  ".join([f"{path}: holds another config", *lines])
-    hint = "choose another name=, or fresh=true"
+    hint = "out=<another folder>, or fresh=true"
     if keys == ["trainer.steps"]:
         hint = f"the rate depends on the length: out=<another> init={path}"
     raise ConfigError(text, hint)

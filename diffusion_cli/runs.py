@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_cli.errors import CheckpointError
+from diffusion_cli.paths import assignment, shown, typed
 
 
-def find(text: str) -> Path:
+def find(text: str, key: str = "ckpt") -> Path:
     """The folder behind a path, or behind the beginning of a name in `runs`."""
-    place = Path(text).expanduser()
+    place = typed(text, key)
     if place.is_file():
         message = f"{place}: is a file, not a checkpoint folder; pickles are never read"
         raise CheckpointError(
@@ -26,13 +27,20 @@ def find(text: str) -> Path:
         if len(matches) == 1:
             return matches[0]
         names = ", ".join(sorted(path.name for path in matches)[:5])
-        raise CheckpointError(f"ckpt: `{text}` could be {names}", f"ckpt={matches[0]}")
+        raise CheckpointError(
+            f"{key}: `{text}` could be {names}", assignment(key, str(matches[0]))
+        )
+    inner = [path for path in place.glob("*") if (path / "checkpoints").is_dir()]
+    if inner:
+        message = f"{key}: {shown(str(place))} holds {len(inner)} runs, and is none"
+        newest = max(inner, key=lambda path: path.stat().st_mtime)
+        raise CheckpointError(message, assignment(key, str(newest)), "CKPT-MISSING")
     if place.is_dir():
         return place  # what it lacks is told where it is read
     beside = [path for path in place.parent.glob("*") if path.is_dir()]
     tail = nearest(place.name, runs or beside)
     raise CheckpointError(
-        f"ckpt: there is no `{text}`{tail}", "dcli runs ls", "CKPT-MISSING"
+        f"{key}: there is no `{text}`{tail}", "dcli runs ls", "CKPT-MISSING"
     )
 
 

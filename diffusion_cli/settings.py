@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
@@ -211,3 +212,9 @@ class RunSettings:
             r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_-])?", self.name
         )
         require(bool(plain), "name", self.name, "letters, digits and `._-`")
+
+
+def micro_batch(trainer: Mapping[str, Any]) -> int:
+    """Samples in a forward pass of one process."""
+    share: int = trainer["batch"] // max(1, trainer["devices"])
+    return trainer["micro_batch"] or share

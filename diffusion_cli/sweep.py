@@ -118,9 +118,25 @@ def plain(overrides: Iterable[str]) -> str:
 
 
 def current() -> Job | None:
-    """The job that another process was started for (see `launchers`)."""
+    """The job that this process, or the one that started it, is or runs."""
     home = os.environ.get("DCLI_SWEEP")
     return Job(Path(home), int(os.environ["DCLI_JOB"])) if home else None
+
+
+@contextmanager
+def known_as(job: Job | None) -> Iterator[None]:
+    """Let this process, and those that it starts, know which job they are."""
+    before = {key: os.environ.get(key) for key in ("DCLI_SWEEP", "DCLI_JOB")}
+    if job is not None:
+        os.environ["DCLI_SWEEP"] = str(job.home.absolute())
+        os.environ["DCLI_JOB"] = str(job.number)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
 
 
 def sources() -> str:

@@ -79,12 +79,12 @@ class Run:
             self._init()
         self.state = self.trainer.start(self.parts.model, self.parts.objective)
         if found is None:
+            self.world.once(self.folder.lost)
             self.parts.model.process.fit(self._fitting())
         else:
             self._resume(found)
-        self.world.copy(
-            [t for file in self.state.tensors().values() for t in file.values()]
-        )
+        files = self.state.tensors().values()
+        self.world.copy([t for file in files for t in file.values()])
         self._introduce(found)
         self.world.once(lambda: self._open(overrides))
         self.bar = Bar(self.state.step, self.settings.steps, self.settings.batch)
@@ -172,12 +172,11 @@ class Run:
         else:
             self.world.once(lambda: self.folder.report("stopped", step))
             self.stop.end(f"saved step_{step:08d}; the same command continues")
-            why, then = "time budget reached", "the same command continues"
-            if self.judge.tired:
-                why, then = "stopped early", "evaluation.patience=null goes on"
+            out_of_time = ("time budget reached", "the same command continues")
+            why, then = self.judge.ended or out_of_time
             say(f"{why} at step {step}; {then}")
             answer(self.folder.path)
-        return last_loss(self.folder.path / "metrics.jsonl")
+        return self.judge.worth(last_loss(self.folder.path / "metrics.jsonl"))
 
     def _batches(
         self, first: int, last: int, rank: int = 0, size: int = 1
@@ -205,7 +204,7 @@ class Run:
 
     def _init(self) -> None:
         """Start from the weights of another run."""
-        source = checkpoint.load(self.config["init"])
+        source = checkpoint.load(self.config["init"], "init")
         unused, fresh = source.init_model(self.parts.model)
         say(f"init: weights of {source.folder}, step {source.step}")
         for names, what in ((unused, "not in this model"), (fresh, "not in that run")):

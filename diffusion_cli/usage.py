@@ -74,7 +74,7 @@ Draw samples; the checkpoint is all that is needed. Prints the folder it wrote.
 
 keys:
   ckpt=RUN                     a run, a checkpoint, or the beginning of a run's name
-  n=64 batch=64 seed=0         how many, how many at once, and which
+  n=64 batch=64 seed=0         how many, how many at once (n if less), and which
   steps=50 or nfe=100          steps of the sampler, or denoiser calls
   label=3                      an index, a name, a list to cycle; -1: no class
   sampler=NAME sampler.KEY=VALUE guidance=NAME guidance.KEY=VALUE
@@ -106,11 +106,14 @@ keys:
   ckpt=RUN                     a run, a checkpoint, or the beginning of a run's name
   metric=NAME                  dcli list metric; several: metric=w2,mmd
   metric.KEY=VALUE             an argument of it; of one of several: metric.w2.n=5000
+  features=NAME                what fid, kid, ... compare by: inception, classifier
   n=1000 batch=256 seed=0      samples of every metric, how many at once, and which
+  seeds=3                      draws of the samples, for a mean and its spread
+  cache=~/.cache/dcli          features of data, classifiers and weights are kept there
   steps= nfe= label= sampler= guidance= weights= dtype=    as for `dcli sample`
   dataset.KEY=VALUE            other data: dataset.split=test
   json=false                   one line of JSON instead of a table
-  device=auto precision=auto plugins=[FILE.py]
+  device=auto devices=1 precision=auto plugins=[FILE.py]
 
 {_HYDRA}""",
         "eval",

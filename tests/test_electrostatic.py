@@ -190,3 +190,27 @@ def test_only_steps_that_do_not_draw():
         process.check(eta=1.0)
     with pytest.raises(ValueError, match="final: must be mean"):
         process.check(final="draw")
+
+
+@pytest.mark.parametrize("D", [3e6, 1e8, 1e13, 1e17, 1e30])
+@pytest.mark.parametrize("d", [2, 3072])
+def test_very_many_degrees_of_freedom_are_the_normal_law(D, d):
+    """T8: D -> infinity is EDM; lgamma((D + d) / 2) - lgamma(D / 2) would cancel."""
+    square = torch.tensor([0.5 * d, float(d)], dtype=torch.float64)
+    found = student.log_kernel(square, d, D)
+    normal = -square / 2 - d / 2 * math.log(2 * math.pi)
+    torch.testing.assert_close(found, normal, rtol=0, atol=d**2 / D + 1e-9)
+    n = student.noise((20_000, 1), D, rows(20_000), torch.float64)
+    assert float(n.square().mean()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("D", [1e5, 1.9e6, 2.1e6, 1e9])
+def test_large_quantiles_are_those_of_cornish_and_fisher(D):
+    u = torch.tensor([1e-6, 1e-3, 0.2, 0.5, 0.9, 1 - 1e-6], dtype=torch.float64)
+    z = torch.special.ndtri(u)
+    series = 1 + z * math.sqrt(2 / D) + 2 / 3 * (z**2 - 1) / D
+    series += (z**3 - 7 * z) / (9 * math.sqrt(2)) / D**1.5
+    error = 20 / D**2 + 1e-9
+    torch.testing.assert_close(
+        2 * student.gamma(u, D / 2) / D, series, rtol=error, atol=0
+    )

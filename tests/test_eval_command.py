@@ -87,7 +87,7 @@ def test_numbers_are_printed_and_kept(run: Dcli) -> None:
     (line,) = kept()
     assert line["values"]["rows"] == 10 and line["metric"]["scale"] == 1
     assert line["sampler"]["steps"] == 3 and line["step"] == 2
-    (csv,) = Path("run/derived").glob("*-ema/moments.csv")
+    (csv,) = Path("run/derived").glob("*-ema/moments-*.csv")
     assert csv.read_text().splitlines()[0] == "row"
 
 

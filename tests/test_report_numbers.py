@@ -86,7 +86,7 @@ def test_pictures_of_measurements_are_shown(tmp_path: Path, dcli: Dcli) -> None:
     """The newest of each name: a curve against network calls, for example."""
     run = left(tmp_path / "runs" / "a")
     for i, weights in enumerate(("old", "new")):
-        path = run / "derived" / weights / "nfe_curve.png"
+        path = run / "derived" / weights / "nfe_curve-0123abcd.png"
         path.parent.mkdir(parents=True)
         Image.new("RGB", (8, 8), (i, 0, 0)).save(path)
         os.utime(path, (i, i))

@@ -191,7 +191,7 @@ def test_first_hitting_shows_any_hidden_place():
     )
     shown = (next(iter(walked)) != process.mask).double().mean(0)
     error = 5 * (0.25 * 0.75 / n) ** 0.5
-    torch.testing.assert_close(shown, torch.full((4,), 0.25).double(), atol=error, rtol=0)
+    assert float((shown - 0.25).abs().max()) < error
 
 
 def test_first_hitting_asks_for_open_places_alone():

@@ -35,19 +35,20 @@ def run(values: Config, overrides: list[str]) -> float | None:
         for node in nodes:
             name = node["name"]
             results[name] = subject.measure(node)
-            _tell(name, results[name], subject, quiet=values["json"])
+            _tell(node, results[name], subject, quiet=values["json"])
     if values["json"]:
         answer(json.dumps({name: dict(r.values) for name, r in results.items()}))
     first = next(iter(results.values()))
     return next(iter(first.values.values()), None)
 
 
-def _tell(name: str, result: Result, subject: Trained, quiet: bool) -> None:
+def _tell(node: Config, result: Result, subject: Trained, quiet: bool) -> None:
+    name = node["name"]
     if not quiet:
         answer("\n".join([*lines(name, result.values), *_table(result.table)]))
     for note in result.notes:
         say(f"{name}: {note}")
-    for path in subject.where(result):
+    for path in subject.files(node, result):
         say(f"{name}: {path}")
 
 

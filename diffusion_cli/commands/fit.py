@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_cli import assemble, checkpoint, failpoints
+from diffusion_cli import assemble, checkpoint, failpoints, fitting
 from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.derived import Derived
@@ -39,7 +39,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
             message = f"ckpt: {found.home} is a classifier; it has no variance to fit"
             raise ConfigError(message, "name a run that draws")
         name = values["variance"]
-        assemble.demand("variance", name, Diffusion, model.process)
+        fitting.demand("variance", name, Diffusion, model.process)
         devices.tune(device, deterministic=False)
         node = laid_over("dataset", found, values["dataset"])
         data = assemble.dataset({"dataset": node})

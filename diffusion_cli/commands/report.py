@@ -9,6 +9,7 @@ from typing import Any
 from diffusion_cli import records
 from diffusion_cli.artifact import storage
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.paths import shown, typed
 from diffusion_cli.report.page import page
 
 MADE = '<meta name="generator" content="dcli'  # what a report of ours begins with
@@ -26,13 +27,16 @@ def run(settings: dict[str, Any], overrides: list[str]) -> None:
     told: list[str] = []
     found = records.gather(words, told, "report")
     for text in told:
-        print(f"passed over: {text}", file=sys.stderr)
-    text = page(found)
+        print(f"passed over: {shown(text)}", file=sys.stderr)
+    data = page(found).encode("utf-8", "backslashreplace")  # names may be any bytes
     part = target.with_name(f".{target.name}.part")
     with storage(target):
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    size = len(text.encode()) / 2**20
+        try:
+            part.write_bytes(data)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    size = len(data) / 2**20
     plural = "s" * (len(found) > 1)
     print(f"{len(found)} run{plural}, {size:.1f} MB", file=sys.stderr)
     print(target)
@@ -40,7 +44,7 @@ def run(settings: dict[str, Any], overrides: list[str]) -> None:
 
 def _target(word: str) -> Path:
     """Where the page goes: nothing but an older report is replaced."""
-    path = Path(word).expanduser()
+    path = typed(word, "out")
     if not word or path.is_dir():
         hint = f"out={path / 'report.html'}"
         raise ConfigError(f"out: `{word}` is a folder", hint)

@@ -11,6 +11,7 @@ from typing import Any
 
 from diffusion_cli import comparison, records
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.paths import shown
 from diffusion_cli.records import Record
 from diffusion_cli.registry import near
 
@@ -57,7 +58,7 @@ def _list(words: list[str], plain: bool) -> None:
     now = time.time()
     rows = [
         (
-            str(record.path),
+            shown(str(record.path)),
             record.status["status"],
             f"{record.step}",
             f"{record.last['loss']:.4g}" if "loss" in record.last else "",
@@ -103,7 +104,7 @@ def _whole(record: Record) -> dict[str, Any]:
 def _text(record: Record) -> Iterator[str]:
     """One run for reading."""
     status, flat = record.status, record.flat
-    yield str(record.path)
+    yield shown(str(record.path))
     whole = f" of {record.steps}" if record.steps else ""
     why = f": {status['why']}" if status.get("why") else ""
     yield f"  {'status':<18} {status['status']} at step {record.step}{whole}{why}"
@@ -160,7 +161,7 @@ def _gathered(words: list[str], verb: str) -> list[Record]:
     told: list[str] = []
     found = records.gather(words, told, f"runs {verb}")
     for text in told:
-        print(f"passed over: {text}", file=sys.stderr)
+        print(f"passed over: {shown(text)}", file=sys.stderr)
     return found
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffusion_cli import assemble, checkpoint, distributed, failpoints
+from diffusion_cli import checkpoint, distributed, failpoints
 from diffusion_cli import device as devices
 from diffusion_cli.drawing import Drawing, Given, Way
-from diffusion_cli.errors import ConfigError
+from diffusion_cli.errors import ConfigError, DataError
 from diffusion_cli.gallery import Gallery
 from diffusion_cli.guidance import guidances
+from diffusion_cli.paths import typed
 from diffusion_cli.place import kind
 from diffusion_cli.processes import Flow
 from diffusion_cli.rebuild import Rebuilt, laid_over, rebuild
@@ -21,6 +21,7 @@ from diffusion_cli.stop import Stop
 from diffusion_cli.tracking import say
 
 Config = dict[str, Any]
+BATCH = 64  # samples at once, unless a command says so or needs fewer
 GIVEN = ("encode", "restore", "severity", "degraded", "interpolate", "prompt")
 TOLD = ("seed", "label", "batch", "dtype", *GIVEN)
 
@@ -49,8 +50,10 @@ def run(values: Config, overrides: list[str]) -> float | None:
             values = {**values, "n": len(given.x0)}
             if any(word.lstrip("+").startswith("n=") for word in overrides):
                 say(f"n: every given sample is drawn, {values['n']}")
-        if given is not None or way is not None:
-            values = {**values, "batch": min(values["n"], values["batch"])}
+        batch = values["batch"] or BATCH
+        if given is not None or way is not None or not values["batch"]:
+            batch = min(values["n"], batch)
+        values = {**values, "batch": batch}
         out = values["out"]
         drawing = Drawing(found, built, values, device, stop, given, way, out, world)
         drawing.draw(values["n"], values["trajectory"])
@@ -76,10 +79,15 @@ def _given(
     found: checkpoint.Checkpoint, built: Rebuilt, values: Config
 ) -> Given | None:
     """The samples of `encode=` or `restore=`, if any."""
-    path = values["encode"] or values["restore"]
+    key = "encode" if values["encode"] else "restore"
+    path = values[key]
     if path is None:
         return None
-    x0 = kind(found).load(Path(path).expanduser(), found.spec)
+    try:
+        x0 = kind(found).load(typed(path, key), found.spec)
+    except DataError as error:
+        error.message = f"{key}: {error.message}"
+        raise
     if values["restore"]:
         how: Any = "degraded" if values["degraded"] else "restore"
         if values["degraded"] and not built.model.process.told:
@@ -88,7 +96,10 @@ def _given(
             raise ConfigError(message, hint)
         return Given(x0, how)
     walk = built.chosen["sampler"]["name"]
-    assemble.demand("encode", "dopri5", Flow, built.model.process)
+    if not isinstance(built.model.process, Flow):
+        message = "encode: this process has no ODE that leads to the prior"
+        hint = "restore=... spoils what is given and draws from there"
+        raise ConfigError(message, hint)
     if built.sampler.noisy:
         message = f"encode: sampler `{walk}` adds noise on the way back"
         raise ConfigError(message, "sampler=dopri5, heun or ddim")
@@ -143,8 +154,8 @@ def _write(drawing: Drawing, values: Config) -> None:
         kind = (
             "part of the tokens other than" if tokens else "root mean square error to"
         )
-        spoilt = f", {gaps['spoilt']:.3g} when spoilt" if "spoilt" in gaps else ""
-        say(f"{kind} what was given: {gaps['drawn']:.3g}{spoilt}")
+        then = f", {gaps['spoilt']:.3g} when spoilt" if "spoilt" in gaps else ""
+        say(f"{kind} what was given: {gaps['drawn']:.3g}{then}")
     say(f"{n} samples, {steps}{calls:g} network calls each{what}")
     print(gallery.folder)
 

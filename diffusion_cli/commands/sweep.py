@@ -52,6 +52,8 @@ def _lines(home: Path) -> list[str]:
     counts = Counter(told["status"] for told in found)
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
     lines = [f"{home}  {summary or 'no job has begun'}"]
+    if found:
+        lines.append(f"{'job':>5}  {'status':<8} {'value':>10}  arguments")
     for told in found:
         words = sweep.plain(told["overrides"])
         value = told.get("value")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from diffusion_cli import (
+    artifact,
     assemble,
     checkpoint,
     distributed,
@@ -19,7 +20,9 @@ from diffusion_cli import (
 )
 from diffusion_cli import device as devices
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.paths import assignment
 from diffusion_cli.place import Place, differences
+from diffusion_cli.progress import Judge
 from diffusion_cli.run_folder import RunFolder, agree
 from diffusion_cli.settings import TrainerSettings, seconds
 from diffusion_cli.stop import Stop
@@ -39,7 +42,8 @@ def run(values: Config, overrides: list[str]) -> float | None:
         device = devices.choose(values["device"], world.local)
         values = _resolve(values, folder, device, world.size)
         if not values["fresh"] and _complete(values, folder):
-            return last_loss(folder.path / "metrics.jsonl")
+            judge = Judge(values, folder, None, device, stop, world)
+            return judge.worth(last_loss(folder.path / "metrics.jsonl"))
         devices.tune(device, values["trainer"]["deterministic"])
         data = assemble.dataset(values)
         if not hasattr(data, "spec"):
@@ -49,7 +53,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
         if values["trainable"] is not None:
             freeze(parts.model, values["trainable"])
         if values["init"]:
-            for told in differences(checkpoint.load(values["init"]), values):
+            for told in differences(checkpoint.load(values["init"], "init"), values):
                 say(f"init: {told}")
         world.led(data.prepare)
         for note in data.notes:
@@ -91,17 +95,19 @@ def _complete(values: Config, folder: RunFolder) -> bool:
     done = int(status.get("step", 0))
     if status.get("status") != "complete" or done < steps:
         return False
-    if not checkpoint.steps(folder.checkpoints):
+    if not any(map(artifact.standing, checkpoint.steps(folder.checkpoints)[:1])):
         return False
     say(f"already complete at step {done}")
     if values["trainer"]["decay"] in ("constant", "inverse_sqrt"):
         say(f"to extend it: ... out={folder.path} trainer.steps=<more>")
     _invite(folder.path)
+    if values["metric"]:
+        say("metric: a complete run is measured by `dcli eval`, which takes these keys")
     return True
 
 
 def _invite(path: Path) -> None:
     """The last words: how to sample, and on stdout where the run is."""
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    say(f"dcli sample ckpt={shown}")
+    say(f"dcli sample {assignment('ckpt', str(shown))}")
     answer(shown)

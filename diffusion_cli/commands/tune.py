@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_cli import assemble, checkpoint, failpoints
+from diffusion_cli import assemble, checkpoint, failpoints, fitting
 from diffusion_cli import device as devices
 from diffusion_cli.derived import Derived
 from diffusion_cli.device import memory
@@ -89,7 +89,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
 
 
 def _demand_tunable(built: Rebuilt, name: str) -> None:
-    assemble.demand("tune: the grid", "tuned", Affine, built.model.process)
+    fitting.demand("tune: the grid", "tuned", Affine, built.model.process)
     if getattr(built.sampler, "grid", None) is None:
         message = f"sampler: `{name}` has no grid that could be tuned"
         raise ConfigError(message, "sampler=eab, dpmpp, unipc, heun or ddim")

@@ -16,6 +16,10 @@ class Coupling(ABC):
     """Pairs clean samples with noise; both marginals stay as they are."""
 
     paired: bool = False  # whether it needs data that bring their own noise
+    alike: bool = False  # whether it needs noise of the kind and shape of the data
+
+    def check(self, micro_batch: int) -> None:  # noqa: B027  # most have nothing to say
+        """Refuse a micro-batch, consecutive samples, that cannot be paired alone."""
 
     def stream(self, rng: Rng, **cond: Tensor) -> Rng:
         """Where the noise of these samples comes from; by default a stream of the step.

@@ -35,6 +35,8 @@ class MinibatchOT(Coupling):
         reg: Weight of the entropy, sinkhorn only.
     """
 
+    alike = True
+
     def __init__(
         self,
         size: int = 128,
@@ -45,13 +47,20 @@ class MinibatchOT(Coupling):
         require(reg > 0, "reg", reg, "> 0")
         self.size, self.method, self.reg = size, method, reg
 
+    def check(self, micro_batch: int) -> None:
+        if micro_batch % self.size:
+            raise self._broken(micro_batch)
+
+    def _broken(self, count: int) -> ConfigError:
+        fits = max(n for n in range(1, self.size + 1) if count % n == 0)
+        message = f"coupling.size: {self.size} does not divide micro-batches of {count}"
+        return ConfigError(f"{message} samples", f"coupling.size={fits}")
+
     def __call__(self, x0: Tensor, noise: Tensor, rng: Rng, **cond: Tensor) -> Coupled:
         block = rng.rows // self.size
         held = torch.bincount(block - block.min())  # of every block; 0 between two
         if bool(((held != self.size) & (held > 0)).any()):
-            message = f"coupling.size: {self.size} does not divide micro-batches of "
-            hint = "coupling.size=<a divisor of trainer.micro_batch>"
-            raise ConfigError(f"{message}{len(x0)} samples", hint)
+            raise self._broken(len(x0))
         group = block
         if "label" in cond:
             label = cond["label"] - cond["label"].min()

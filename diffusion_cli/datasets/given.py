@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_cli.core import Spec
-from diffusion_cli.datasets.sources import shown
 from diffusion_cli.errors import DataError
+from diffusion_cli.paths import shown
 
 ARRAYS = (".npz", ".npy")
 FAR = 10.0  # data is of order one: larger numbers are levels of grey, or a mistake

@@ -15,10 +15,11 @@ from diffusion_cli.datasets import datasets
 from diffusion_cli.datasets.decoding import Decoder, Fit, converted
 from diffusion_cli.datasets.images import Images, image_spec
 from diffusion_cli.datasets.parsing import FIRST, Report, decode, refusal
-from diffusion_cli.datasets.sources import Entry, Source, shown, source_of
+from diffusion_cli.datasets.sources import Entry, Source, source_of
 from diffusion_cli.datasets.storage import build_once
 from diffusion_cli.datasets.tables import Table, read_table, write_table
 from diffusion_cli.errors import DataError
+from diffusion_cli.paths import shown, typed
 from diffusion_cli.settings import require
 
 VERSION = 1  # of the decoding; a new one makes new cache entries
@@ -66,7 +67,7 @@ class ImageFolder(Images):
         fits = size is not None or fit == "exact"
         require(fits, "fit", fit, "exact where size is null")
         require(bad_limit >= 0, "bad_limit", bad_limit, ">= 0")
-        self.path, self.cache = Path(path).expanduser(), Path(cache).expanduser()
+        self.path, self.cache = typed(path, "path"), typed(cache, "cache")
         self.size, self.fit, self.channels = size, fit, channels
         self.labels, self.bad_limit = labels, bad_limit if bad == "skip" else 0
 

@@ -18,10 +18,11 @@ from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Batch, Dataset
 from diffusion_cli.datasets.decoding import Decoder, converted
 from diffusion_cli.datasets.given import ARRAYS, array, broken, checked, files_in
-from diffusion_cli.datasets.sources import EXTENSIONS, Entry, Folder, shown
+from diffusion_cli.datasets.sources import EXTENSIONS, Entry, Folder
 from diffusion_cli.datasets.storage import staged
 from diffusion_cli.datasets.tables import Table
 from diffusion_cli.errors import DataError
+from diffusion_cli.paths import shown
 from diffusion_cli.rng import Rng
 
 _log = logging.getLogger(__name__)
@@ -120,11 +121,10 @@ class Images(Dataset, ABC):
                 raise broken(file, image.fault)
             if image.pixels is None:
                 message = f"{shown(str(file))}: {image.size[0]}x{image.size[1]} pixels"
-                raise DataError(
-                    message,
-                    f"the model's have {width}x{height}: scale or cut them to that",
-                    "DATA-SIZE",
-                )
+                hint = f"the model's have {width}x{height}: scale or cut them to that"
+                if (file.parent / "chunks").is_dir():
+                    hint = f"it shows many samples: name the folder {file.parent} alone"
+                raise DataError(message, hint, "DATA-SIZE")
             modes[image.mode] += 1
             found.append(_from_grey(torch.from_numpy(image.pixels.copy())[None], spec))
         if told := converted(modes, channels):

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Batch, Dataset, datasets
 from diffusion_cli.errors import DataError
+from diffusion_cli.paths import typed
 from diffusion_cli.rng import Rng
 
 
@@ -33,7 +34,7 @@ class Pairs(Dataset):
     """
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path).expanduser()
+        self.path = typed(path, "path")
         self._x0, self._label = torch.empty(0), torch.empty(0, dtype=torch.int64)
         self.seed = 0
 

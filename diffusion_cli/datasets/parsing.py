@@ -14,9 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_cli.datasets.decoding import Decoder, Size
-from diffusion_cli.datasets.sources import Entry, Source, shown
+from diffusion_cli.datasets.sources import Entry, Source
 from diffusion_cli.datasets.tables import Table
 from diffusion_cli.errors import DataError
+from diffusion_cli.paths import shown
 
 BLOCK = 2**26  # bytes decoded between two writes
 THREADS = 16

@@ -19,6 +19,7 @@ from diffusion_cli.datasets.images import Images, image_spec
 from diffusion_cli.datasets.storage import build_once, staged, writing
 from diffusion_cli.datasets.tables import Table, read_table, write_table
 from diffusion_cli.errors import DataError
+from diffusion_cli.paths import typed
 
 Split = Literal["train", "test"]
 
@@ -54,7 +55,8 @@ class MNIST(Images):
         labels: bool = True,
     ) -> None:
         super().__init__()
-        self.root, self.cache, self.split = Path(root), Path(cache), split
+        self.root, self.cache = typed(root, "root"), typed(cache, "cache")
+        self.split = split
         self.spec = image_spec((1, 28, 28), tuple("0123456789") if labels else ())
 
     def read(self) -> Table:
@@ -82,7 +84,8 @@ class FashionMNIST(Images):
         labels: bool = True,
     ) -> None:
         super().__init__()
-        self.root, self.cache, self.split = Path(root), Path(cache), split
+        self.root, self.cache = typed(root, "root"), typed(cache, "cache")
+        self.split = split
         self.spec = image_spec((1, 28, 28), CLOTHES if labels else ())
 
     def read(self) -> Table:
@@ -112,7 +115,8 @@ class CIFAR10(Images):
         flip: bool = False,
     ) -> None:
         super().__init__(flip)
-        self.root, self.cache, self.split = Path(root), Path(cache), split
+        self.root, self.cache = typed(root, "root"), typed(cache, "cache")
+        self.split = split
         self.spec = image_spec((3, 32, 32), THINGS if labels else ())
 
     def read(self) -> Table:
@@ -123,9 +127,9 @@ def _cached(name: str, root: Path, cache: Path, split: Split) -> Table:
     """The table of a set, from the cache or parsed into it."""
 
     def parse(folder: Path) -> None:
-        write_table(folder, [_parse(name, root.expanduser(), split)])
+        write_table(folder, [_parse(name, root, split)])
 
-    entry = cache.expanduser() / f"{name.lower()}-{split}"
+    entry = cache / f"{name.lower()}-{split}"
     return read_table(build_once(entry, parse))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from diffusion_cli.errors import DataError
+from diffusion_cli.paths import shown
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 LARGEST = 512 * 2**20  # bytes of one unpacked file; a larger one is not a picture
@@ -116,9 +117,3 @@ def source_of(path: Path) -> Source:
         return Archive(path)
     message = f"dataset.path: {shown(str(path))} does not exist"
     raise DataError(message, "dataset.path=<folder or .zip>", "DATA-PATH")
-
-
-def shown(name: str) -> str:
-    """A file name for one line of a terminal: odd characters are escaped."""
-    plain = name.isprintable() and not any("\ud800" <= c <= "\udfff" for c in name)
-    return name if plain else ascii(name)[1:-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from importlib.resources import files
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Batch, datasets
 from diffusion_cli.datasets.writing import Writing, read
 from diffusion_cli.errors import DataError
+from diffusion_cli.paths import typed
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
 
@@ -91,7 +91,7 @@ class Text(Writing):
         if self.path is None:
             return files(__package__).joinpath("sonnets.txt").read_bytes()
         try:
-            return Path(self.path).expanduser().read_bytes()
+            return typed(self.path, "dataset.path").read_bytes()
         except OSError as error:
             message = f"dataset.path: {self.path}: {(error.strerror or '').lower()}"
             raise DataError(message, "dataset.path=<a text file>") from error

@@ -13,6 +13,7 @@ from diffusion_cli.errors import DataError
 from diffusion_cli.metrics import Features, Subject, extractors
 from diffusion_cli.metrics.fidelity import library
 from diffusion_cli.metrics.seen import image, pixels
+from diffusion_cli.paths import typed
 
 WEIGHTS = Remote(
     "weights-inception-2015-12-05-6726825d.pth",
@@ -74,7 +75,7 @@ class Inception(Features):
             return fetch(
                 WEIGHTS, folder, "features", "cache=...", "features=classifier"
             )
-        place = Path(self.path).expanduser()
+        place = typed(self.path, "features.path")
         hint = f"the file {WEIGHTS.name}, or leave features.path out"
         if not place.is_file():
             raise DataError(f"features.path: there is no file {place}", hint)

@@ -111,6 +111,9 @@ class Likelihood(Metric):
         for key, count in zip(COUNTED, spent, strict=True):
             values[key] = count / solves
         notes = self._notes(spec, float(floor), noise)
+        if outside := int(found[:, 0].isinf().sum()):
+            told = f"{outside} of {len(found)} data end where the prior has no density"
+            notes = (*notes, told)
         return Result(values, notes=notes, protocol=given(spec))
 
     def solve(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
-from diffusion_cli.errors import ConfigError
+from diffusion_cli.errors import ConfigError, UnknownName
 from diffusion_cli.metrics import Metric, Result, Subject, Walk, metrics
 from diffusion_cli.metrics.plots import chart
 from diffusion_cli.settings import require
@@ -18,7 +18,7 @@ class Point(NamedTuple):
     name: str  # the sampler, and its grid if one was asked for
     calls: float
     value: float
-    spread: float  # over seeds, 0 if there is one
+    spread: float | None  # over seeds, if there are several
 
 
 @metrics("nfe_curve")
@@ -27,7 +27,7 @@ class NFECurve(Metric):
 
     A point is on the Pareto front if none is better for as few calls. Calls are
     counted, guidance included. What a sampler cannot do (fewer calls than a step, a
-    process it does not suit) is left out and told.
+    process it does not suit) is left out and told. `spread` is that over seeds.
 
     Reference: Karras et al. 2022, figure 2, arXiv:2206.00364.
 
@@ -52,22 +52,26 @@ class NFECurve(Metric):
         self.budgets = calls
 
     def __call__(self, subject: Subject) -> Result:
+        ways: list[tuple[str, Subject]] = []
         points: list[Point] = []
         told: dict[str, None] = {}
         values: dict[str, float] = {}
-        name, protocol = "", ""
+        name, protocol, floor = "", "", None
         for sampler, grid, budget in product(
             self.samplers, self.grids or (None,), sorted(self.budgets)
         ):
             label = sampler if grid is None else f"{sampler} {grid}"
             try:
-                walked = subject.walked(Walk(sampler, grid, budget))
+                ways.append((label, subject.walked(Walk(sampler, grid, budget))))
+            except UnknownName:
+                raise  # a typo ends the command before anything is drawn
             except ConfigError as error:
                 told[f"left out: {label} at {budget} calls: {error.message}"] = None
-                continue
+        for label, walked in ways:
             found = self.of(walked)
             name, value = next(iter(found.values.items()))
-            spread = found.values.get(f"{name}_sd", found.values.get(f"{name}_se", 0.0))
+            spread = found.values.get(f"{name}_sd", found.values.get(f"{name}_se"))
+            floor = found.values.get(f"{name}_floor")
             point = Point(label, walked.calls(), value, spread)
             if point not in points:  # a few calls more are often no step more
                 points.append(point)
@@ -84,14 +88,15 @@ class NFECurve(Metric):
                 "sampler": point.name,
                 "calls": point.calls,
                 name: point.value,
-                "spread": point.spread,
-                "pareto": float(point in front),
+                "spread": "" if point.spread is None else point.spread,
+                "floor": "" if floor is None else floor,
+                "pareto": "yes" if point in front else "",
             }
             for point in points
         ]
         shown = ", ".join(f"{p.name} {p.calls:g}" for p in front)
         notes = (*told, f"{name}; Pareto front: {shown}")
-        picture = draw(points, front, name)
+        picture = draw(points, front, name, floor)
         files = {"nfe_curve.png": picture}
         return Result(values, table, notes, files, protocol)
 
@@ -109,14 +114,17 @@ def pareto(points: Sequence[Point], higher: bool = False) -> list[Point]:
     return front
 
 
-def draw(points: Sequence[Point], front: Sequence[Point], name: str) -> bytes:
-    """A curve for each sampler, rings around the front."""
+def draw(
+    points: Sequence[Point], front: Sequence[Point], name: str, floor: float | None
+) -> bytes:
+    """A curve for each sampler, rings around the front, a line at the floor."""
     curves: dict[str, list[tuple[float, float, float]]] = {}
     for point in points:
         curves.setdefault(point.name, []).append(
-            (point.calls, point.value, point.spread)
+            (point.calls, point.value, point.spread or 0.0)
         )
     low = min(point.value for point in points)
+    low = low if floor is None else min(low, floor)
     return chart(
         curves,
         "network calls per sample",
@@ -125,4 +133,5 @@ def draw(points: Sequence[Point], front: Sequence[Point], name: str) -> bytes:
         log_y=low > 0,
         rings=[(point.calls, point.value) for point in front],
         ringed="Pareto front",
+        floor=floor,
     )

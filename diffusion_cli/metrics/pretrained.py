@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from diffusion_cli.errors import ConfigError, DataError
 from diffusion_cli.metrics import Features, Subject, extractors
 from diffusion_cli.metrics.seen import LastLinear, image, pixels
+from diffusion_cli.paths import typed
 from diffusion_cli.registry import near
 
 CONVERT = (
@@ -56,7 +57,7 @@ class Torchvision(Features):
         self.mean = torch.tensor(preset.mean, device=subject.device)[:, None, None]
         self.std = torch.tensor(preset.std, device=subject.device)[:, None, None]
         network = models.get_model(self.name, weights=None)
-        place = Path(self.path).expanduser()
+        place = typed(self.path, "features.path")
         digest = _fill(network, place)
         self.network = network.to(subject.device).eval().requires_grad_(False)
         self.last = LastLinear(self.network)

@@ -100,7 +100,10 @@ def image(spec: Spec, where: str) -> None:
     if len(spec.shape) != 3 or spec.shape[0] not in (1, 3):
         message = f"features: `{where}` is for images in grey or RGB"
         raise ConfigError(
-            f"{message}, the data are {spec.shape}", "features=classifier"
+            f"{message}, the data are {spec.shape}",
+            "w2, sliced_w2 or mmd compare points"
+            if spec.points
+            else "features=classifier",
         )
 
 

@@ -19,6 +19,7 @@ class Objective(nn.Module, ABC):
     needs: type[Process] = Process
     about: Literal["x0", "label"] = "x0"  # what it teaches the model to know
     reference: int = 0  # extra samples per step, given to `forward` by that name
+    independent: bool = False  # whether noise and data have to be so
     plain: bool = False  # whether attention must be plain: it is differentiated twice
 
     def fits(self, model: Model) -> str | None:

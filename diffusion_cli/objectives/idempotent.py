@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion_cli.core import Posterior
 from diffusion_cli.denoiser import Model
 from diffusion_cli.objectives import Objective, objectives
+from diffusion_cli.processes.pathless import Pathless
 from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
 
@@ -51,6 +52,7 @@ class Idempotent(Objective):
         distance: Mean over coordinates of the absolute or of the squared error.
     """
 
+    needs = Pathless
     moved: Tensor
 
     def __init__(

@@ -32,6 +32,7 @@ class ScoreMatching(NoisyObjective):
     """
 
     plain = True
+    independent = True
 
     def __init__(
         self, weight: Weight, time: TimeLaw, coupling: Coupling, drop: float

@@ -34,7 +34,7 @@ def reach(norm: float, d: int, spread: float, tau: float) -> Reach:
     Reference: Xu et al. 2022, appendix B.1.1, arXiv:2209.11178.
     """
     ratio = norm**2 / (2 * math.sqrt(d) * spread**2)
-    M = int(0.75 * math.log(ratio) / math.log(1 + tau)) + 1
+    M = int(0.75 * math.log(ratio) / math.log1p(tau)) + 1
     scale = spread * (1 + tau) ** M
     return Reach(M, math.sqrt(2 / math.pi) * scale, math.sqrt(d) * scale)
 
@@ -130,7 +130,7 @@ class PoissonBatch(Objective):
             return reach(self.norm, d, self.spread, self.tau).M
         end = float(process.end.sigma / process.end.alpha)
         least = math.sqrt(2 / math.pi) * self.spread
-        return max(0.0, math.log(end / least) / math.log(1 + self.tau))
+        return max(0.0, math.log(end / least) / math.log1p(self.tau))
 
     def mean(
         self,

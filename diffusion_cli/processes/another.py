@@ -41,6 +41,11 @@ class Data(Law):
     def noise(self, shape: Sequence[int], rng: Rng, dtype: torch.dtype) -> Tensor:
         if not self.ready:
             self.dataset.prepare()
+            spec = self.dataset.spec
+            if spec.kind != "continuous" or spec.shape != tuple(shape[1:]):
+                message = f"process.law.dataset: gives {spec.kind} {spec.shape}"
+                wanted = f"continuous samples of shape {tuple(shape[1:])}"
+                raise ConfigError(message, wanted)
             self.dataset.to(rng.device)
             self.ready = True
         index = rng.child("other").integers(len(self.dataset), (len(rng),))

@@ -15,6 +15,7 @@ from diffusion_cli.rng import Rng
 from diffusion_cli.settings import require
 
 Kernel = Literal["improved", "restart", "mix"]
+FRESH = 0.5  # the part of new noise in a step that mixes
 
 
 @processes("cold")
@@ -76,9 +77,11 @@ class Cold(Process):
         return moved.to(a.dtype)
 
     def check(
-        self, kernel: Kernel = "improved", fresh: float = 0.5, **how: Any
+        self, kernel: Kernel = "improved", fresh: float | None = None, **how: Any
     ) -> None:
-        require(0 <= fresh <= 1, "fresh", fresh, "in [0, 1]")
+        takes = fresh is None or kernel == "mix"
+        require(takes, "fresh", fresh, "given with kernel=mix alone")
+        require(fresh is None or 0 <= fresh <= 1, "fresh", fresh, "in [0, 1]")
         mixes = kernel != "mix" or self.operator.gaussian
         allowed = "improved or restart, where no normal noise can be mixed"
         require(mixes, "kernel", kernel, allowed)
@@ -91,7 +94,7 @@ class Cold(Process):
         s: Tensor,
         rng: Rng,
         kernel: Kernel = "improved",
-        fresh: float = 0.5,
+        fresh: float | None = None,
     ) -> Tensor:
         operator, mean = self.operator, q.mean
         if kernel == "restart":
@@ -101,7 +104,8 @@ class Cold(Process):
         noise = operator.invert(mean, x, t, operator.noise(x, rng.at(0)))
         if kernel == "mix":
             other = operator.noise(x, rng.child("mix"))
-            noise = (1 - fresh**2) ** 0.5 * noise + fresh * other
+            r = FRESH if fresh is None else fresh
+            noise = (1 - r**2) ** 0.5 * noise + r * other
             return operator(mean, s, noise)  # type: ignore[no-any-return]
         moved: Tensor = operator(mean, s, noise) - operator(mean, t, noise)
         return x + moved

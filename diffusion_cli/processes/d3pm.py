@@ -74,6 +74,8 @@ class D3PM(Factorised):
         super().__init__(data)
         require(levels >= 2, "levels", levels, ">= 2")
         require(0 < beta_min <= beta_max, "beta_min", beta_min, "in (0, beta_max]")
+        sound = matrix == "gaussian" or beta_max <= 1
+        require(sound, "beta_max", beta_max, "at most 1 with matrix=uniform")
         self.levels, self.span, self.mixing = levels, (1 / levels, 1.0), mixing
         bytes_ = levels * self.vocab**2 * 16
         most = LARGEST // 16 // max(1, self.vocab) ** 2

@@ -40,7 +40,7 @@ class Electrostatic(Charged):
         self, schedule: Schedule, D: float = 128.0, reach: float | None = None
     ) -> None:
         super().__init__(schedule)
-        require(D > 0, "D", D, "> 0")
+        require(D >= student.LEAST, "D", D, f">= {student.LEAST}")
         require(reach is None or reach > 0, "reach", reach, "> 0 or null")
         self.D, self.reach = D, reach
 

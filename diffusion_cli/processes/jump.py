@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from diffusion_cli.core import Posterior
-from diffusion_cli.processes import Process, processes
+from diffusion_cli.processes import processes
 from diffusion_cli.processes.affine import like
 from diffusion_cli.processes.arcs import slerp
+from diffusion_cli.processes.pathless import Pathless
 from diffusion_cli.rng import Rng
 
 
 @processes("jump")
-class Jump(Process):
+class Jump(Pathless):
     """x_t = x_0 at t = 0, else noise n ~ N(0, I): the process of one-step generators.
 
     x_s = E[x_0 | x_t]

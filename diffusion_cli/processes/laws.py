@@ -80,7 +80,7 @@ class Student(Law):
     isotropic = True
 
     def __init__(self, D: float = 128.0) -> None:
-        require(D > 0, "D", D, "> 0")
+        require(D >= student.LEAST, "D", D, f">= {student.LEAST}")
         self.D = D
 
     def noise(self, shape: Sequence[int], rng: Rng, dtype: torch.dtype) -> Tensor:

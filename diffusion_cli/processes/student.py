@@ -16,11 +16,17 @@ from torch import Tensor
 
 from diffusion_cli.rng import Rng
 
+LARGE = 1e6  # a shape whose law is nearly normal
+LEAST = 0.5  # degrees of freedom whose draws float32 holds
+STIRLING = 1e3  # an argument at which three terms give all digits
 ROUNDS = 6  # of Newton; four reach 1e-11 for D >= 0.3
 
 
 def gamma(u: Tensor, shape: float) -> Tensor:
     """The quantile of the gamma law of unit scale: float64, to the last digits.
+
+    Beyond `LARGE` the incomplete gamma function loses its digits (1e-6 at 5e6), and the
+    cube of Wilson and Hilferty has 1e-9.
 
     Newton's method on log P and log(1 - P) as functions of log x. Both are concave, so
     from the left of the first and the right of the second every step comes closer;
@@ -31,6 +37,9 @@ def gamma(u: Tensor, shape: float) -> Tensor:
     low = u < 0.5
     normal = torch.special.ndtri(u)  # Wilson and Hilferty 1931, for large shapes
     cube = 1 - 1 / (9 * shape) + normal / (3 * math.sqrt(shape))
+    if shape > LARGE:
+        large: Tensor = shape * cube**3
+        return large
     small = (u.log() + math.lgamma(shape + 1)) / shape  # P ~ x^a / Gamma(a + 1)
     y = torch.where(cube > 0.3, math.log(shape) + 3 * cube.clamp(min=0.3).log(), small)
     for _ in range(ROUNDS):
@@ -45,6 +54,15 @@ def gamma(u: Tensor, shape: float) -> Tensor:
     return y.exp()
 
 
+def _growth(x: float, a: float) -> float:
+    """log(Gamma(x + a) / (Gamma(x) x^a)); by Stirling's series where x is large."""
+    if x < STIRLING:
+        return math.lgamma(x + a) - math.lgamma(x) - a * math.log(x)
+    rest = 1 / (12 * (x + a)) - 1 / (12 * x)
+    rest -= 1 / (360 * (x + a) ** 3) - 1 / (360 * x**3)
+    return (x + a - 0.5) * math.log1p(a / x) - a + rest
+
+
 def noise(shape: Sequence[int], D: float, rng: Rng, dtype: torch.dtype) -> Tensor:
     """Student-t noise of D degrees of freedom, a row per sample; (B, ...)."""
     normal = rng.child("noise").normal(shape, torch.float64)
@@ -55,5 +73,5 @@ def noise(shape: Sequence[int], D: float, rng: Rng, dtype: torch.dtype) -> Tenso
 
 def log_kernel(square: Tensor, d: int, D: float) -> Tensor:
     """log p(n) in nats from |n|^2, any shape."""
-    norm = math.lgamma((D + d) / 2) - math.lgamma(D / 2) - d / 2 * math.log(D * math.pi)
+    norm = _growth(D / 2, d / 2) - d / 2 * math.log(2 * math.pi)
     return norm - (D + d) / 2 * torch.log1p(square / D)

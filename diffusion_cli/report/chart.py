@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+LARGEST = 1e150  # a value that is drawn
 POINTS = 240  # of a curve, at most; more are averaged in groups
 
 _ROUND = [1, 2, 2.5, 5, 10]  # what the distance of two ticks may begin with
@@ -140,8 +141,8 @@ def chart(
 
 
 def thinned(points: Sequence[Point], most: int = POINTS) -> list[Point]:
-    """At most `most` points: means of equal groups of neighbours; finite ones only."""
-    sound = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
+    """At most `most` points, means of neighbours; those that an axis can hold only."""
+    sound = [p for p in points if abs(p[0]) < LARGEST and abs(p[1]) < LARGEST]
     group = -(-len(sound) // most) if sound else 1
     parts = [sound[i : i + group] for i in range(0, len(sound), group)]
     return [

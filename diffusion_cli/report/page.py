@@ -15,6 +15,7 @@ from markupsafe import Markup
 from diffusion_cli import __version__, records
 from diffusion_cli.comparison import Cell, Column, measured, own
 from diffusion_cli.identity import decides
+from diffusion_cli.paths import assignment
 from diffusion_cli.records import Record
 from diffusion_cli.report import pictures
 from diffusion_cli.report.chart import Chart, Curve, chart
@@ -83,7 +84,7 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
     yield "status", f"{record.status['status']} at step {record.step}{whole}"
     yield "why", str(record.status.get("why") or "")
     yield "to make it again", record.command
-    yield "to sample it", f"dcli sample ckpt={record.path}"
+    yield "to sample it", f"dcli sample {assignment('ckpt', str(record.path))}"
     for role in CHOICES:
         inner = record.flat
         rest = [

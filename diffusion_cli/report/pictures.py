@@ -63,8 +63,13 @@ def derived(record: Record) -> list[Picture]:
     """The pictures that `dcli eval` left beside its numbers."""
     found = sorted(record.path.glob("derived/*/*.png"), key=_time)
     newest = {path.name: path for path in found[-MOST:]}
-    read = [_read(path, path.stem.replace("_", " ")) for path in newest.values()]
+    read = [_read(path, _measure(path.stem)) for path in newest.values()]
     return [picture for picture in read if picture]
+
+
+def _measure(stem: str) -> str:
+    """A metric as words, without the hash of how it was measured."""
+    return re.sub(r"-[0-9a-f]{8}$", "", stem).replace("_", " ")
 
 
 def _about(folder: Path) -> dict[str, Any]:
