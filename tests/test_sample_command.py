@@ -189,7 +189,7 @@ def length(film: Image.Image) -> int:
 @pytest.mark.parametrize("form", ["gif", "strip"])
 def test_trajectories(dcli: Dcli, digits: Path, toy: Path, form: str) -> None:
     for run in (digits, toy):
-        got = dcli("sample", f"ckpt={run}", "n=4", f"trajectory={form}", *FAST)
+        got = dcli("sample", f"ckpt={run}", "n=64", f"trajectory={form}", *FAST)
         name = {"gif": "trajectory.gif", "strip": "strip.png"}[form]
         picture = Image.open(Path(got.out.strip()) / name)
         if form == "gif":

@@ -81,7 +81,8 @@ def test_the_status(dcli: Dcli, fake: Fake) -> None:
     dcli("train", "-m", "seed=0,1")
     shown = dcli("sweep", "status")
     assert shown.code == 0
-    head, first, second, why = shown.out.splitlines()
+    head, names, first, second, why = shown.out.splitlines()
+    assert names.split() == ["job", "status", "value", "arguments"]
     assert head == f"{home()}  1 done, 1 failed"
     assert first.split() == ["0", "done", "0", "seed=0"]
     assert second.split() == ["1", "failed", "seed=1"]

@@ -7,16 +7,7 @@ host=$(hostname -s)
 cpus=$(nproc)
 memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.4)}' /proc/meminfo) # MB, of each node
 
-missing=()
-for command in slurmctld slurmd slurmdbd munged mariadbd; do
-  [ -n "$(PATH=$PATH:/usr/sbin command -v $command)" ] || missing+=("$command")
-done
-if [ ${#missing[@]} -gt 0 ]; then
-  echo "installing SLURM: no ${missing[*]}" >&2
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    slurmctld slurmd slurm-client slurmdbd munge mariadb-server >&2
-fi
+bash "$(dirname "$0")/install.sh" >&2
 mkdir -p "$folder"/{state,spool,log,run,db}
 chmod 755 "$folder" # the database has a user of its own
 
