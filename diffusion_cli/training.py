@@ -18,7 +18,7 @@ from diffusion_cli.latch import NonFinite
 from diffusion_cli.preview import previews
 from diffusion_cli.progress import Judge
 from diffusion_cli.rng import shuffled
-from diffusion_cli.run_folder import RunFolder
+from diffusion_cli.run_folder import RunFolder, agree
 from diffusion_cli.saving import Saver
 from diffusion_cli.settings import Every, Keep, TrainerSettings
 from diffusion_cli.stop import Stop
@@ -212,6 +212,7 @@ class Run:
                 say(f"init: {len(names)} tensors {what}: {', '.join(names[:5])} ...")
 
     def _resume(self, found: checkpoint.Checkpoint) -> None:
+        agree(self.folder.path, found.config, self.config)  # config.yaml may be gone
         then, now = found.manifest.get("samples"), self.samples
         if found.spec.plain() != self.data.spec.plain() or then != now:
             was, shape = found.spec.shape, self.data.spec.shape

@@ -40,8 +40,9 @@ def trained(
     micro_batch: int | None = None,
     **parts: Any,
 ) -> Path:
-    """A run by so many processes."""
+    """A run by so many processes; bf16 would round each micro-batch in its own way."""
     settings = {"batch": 16, "steps": steps, "micro_batch": micro_batch}
+    settings |= {"precision": "fp32"}
     parts = {"network": PLAIN, "optimizer": SGD, **parts}
     values = tiny(out=str(folder), trainer=settings, **parts)
     assert team(size, lambda: train.run(values, [])) == [0] * size

@@ -51,6 +51,18 @@ def test_a_run_that_has_not_saved_is_not_corrupt(run: Path, dcli: Dcli) -> None:
         assert "has no checkpoint, or none yet" in found.err
 
 
+def test_a_checkpoint_knows_its_config_without_the_file(run: Path, dcli: Dcli) -> None:
+    """A run that lacks config.yaml is neither mixed with another nor refused."""
+    status = (run / "status.json").read_text().replace("complete", "stopped")
+    for words, code in ((["optimizer.lr=1e-2"], 2), ([], 0)):
+        (run / "config.yaml").unlink()
+        (run / "status.json").write_text(status)
+        found = dcli(*TRAIN.split(), *words)
+        assert found.code == code, found.err
+        assert ("holds another config" in found.err) == bool(code)
+        (run / "config.yaml").touch()
+
+
 def test_the_folder_of_all_runs_is_no_run(run: Path, dcli: Dcli) -> None:
     found = dcli("sample", "ckpt=runs", "n=2")
     assert found.code == 4 and "runs holds 1 runs, and is none" in found.err

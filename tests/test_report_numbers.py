@@ -226,14 +226,15 @@ def test_a_curve_lies_where_its_values_are() -> None:
     assert up["0.1"] == 0 and up["1"] == 50 and up["10"] == 100
     linear = chart([Curve(0, "a", [(0, -1), (1, 1)])], "step", "loss")
     assert linear is not None and "0" in {tick.label for tick in linear.y_ticks}
-    assert chart([Curve(0, "a", [(0, float("nan"))])], "step", "loss") is None
+    for value in (float("nan"), float("inf"), -1e308, 1e307):  # no axis holds them
+        assert chart([Curve(0, "a", [(0, value)])], "step", "loss") is None
 
 
 number = st.floats(-1e30, 1e30) | st.floats(1e-30, 1e30) | st.sampled_from([0.0, 1.0])
 
 
 @example([(0.0, 2.225e-309)], True)
-@example([(0.0, 1e307)], True)
+@example([(0.0, 1e149)], True)
 @example([(0.0, 0.0), (0.0, 5.960464477539063e-08)], False)
 @given(st.lists(st.tuples(number, number), min_size=1, max_size=30), st.booleans())
 def test_every_curve_stays_on_its_plot(points: list[Any], log: bool) -> None:
