@@ -132,7 +132,7 @@ ROWS = [
         last(flip, "ema-4.safetensors")),
     Row("B1-state", AGAIN, 0, "state.json: sha256 mismatch", last(flip, "state.json")),
     Row("B2", AGAIN, 4, CORRUPT + "every checkpoint is damaged: .*step_00000008.*"
-        r"step_00000004.*\nhint: fresh=true", each(flip)),
+        r"step_00000004.*\nhint: dcli train ... fresh=true", each(flip)),
     Row("B3", STEP, 4, CORRUPT + "model.safetensors: sha256 mismatch", last(flip)),
     Row("B4-0", STEP, 4, CORRUPT + SHORT + "0", last(lambda p: cut(p, 0))),
     Row("B4-1", STEP, 4, CORRUPT + SHORT + "1", last(lambda p: cut(p, 1))),

@@ -76,6 +76,23 @@ def test_a_sweep_of_six_is_killed_twice(place: Place) -> None:
     assert [name for name in whole if whole[name] != undisturbed[name]] == []
 
 
+def test_a_search_is_killed_in_a_trial(place: Place) -> None:
+    """L7: that trial goes on with its own parameters; n_trials is the total."""
+    words = [*SWEEP, "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3"]
+    words += ["optimizer.lr=tag(log,interval(1e-4,1e-2))"]
+    told = place.dcli(*words, fault="step.opt@11:kill", before=only_in_job(2))
+    assert told.code == -signal.SIGKILL
+    first = sorted(path.name for path in (place.work / "runs").glob("t*"))
+    assert len(first) == 2
+    told = place.dcli(*words)
+    assert told.code == 0, told.err
+    says(told, r"resuming from step_0000000[48](.|\n)*search: 3 trials, 0 given up, 0")
+    assert len(jobs(place)) == 3 and set(first) <= set(jobs(place))
+    again = place.dcli(*words)
+    assert again.code == 0 and len(jobs(place)) == 3
+    says(again, r"search: 3 trials, 0 given up, 0 failed")
+
+
 def only_in_job(number: int) -> Callable[[], None]:
     """In the child: faults come in one job only, counted from 1."""
 
