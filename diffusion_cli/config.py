@@ -134,12 +134,11 @@ def unknown(key: str, known: Iterable[str], verb: str) -> ConfigError:
     """The refusal of a key that does not exist, with the nearest that does."""
     known = sorted(known, key=lambda name: name.partition(".")[0] not in GROUPS)
     last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    last |= {name: name for name in known if "." not in name}
     word = key.rpartition(".")[2]
     meant = near(key, known) if "." in key else ""
     if word in last:
         meant = f"; did you mean `{last[word]}`?"
-    elif "." not in key and (guess := near(key, [k for k in known if "." not in k])):
-        meant = guess
     elif not meant and (guess := near(word, last)):
         meant = f"; did you mean `{last[guess.split('`')[1]]}`?"
     return ConfigError(f"{key}: there is no such key{meant}", f"dcli {verb} --help")

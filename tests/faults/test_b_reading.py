@@ -18,6 +18,8 @@ from harness import SAMPLE, TRAIN, Place, control, controls, place, says, traine
 from safetensors.torch import load_file, save_file
 from tiny import outcome
 
+from diffusion_cli.device import precision
+
 __all__ = ["controls", "place"]  # fixtures
 pytestmark = pytest.mark.fault
 
@@ -26,6 +28,8 @@ HALF = "trainer.steps=8"  # checkpoints 4 and 8
 NEWEST = "run/checkpoints/step_00000008"
 AGAIN = tuple(TRAIN)
 DRAW = tuple(SAMPLE)
+OWN = precision(torch.device("cpu"), "auto")  # of a run here, and another
+OTHER = "fp32" if OWN == "bf16" else "bf16"
 
 
 def flip(path: Path) -> None:
@@ -164,8 +168,8 @@ ROWS = [
         last(Path.unlink, "ema-4.safetensors")),
     Row("B15-none", (*STEP, "weights=ema-9"), 4, "hint: weights=raw"),
     Row("B15-changed", (*AGAIN, "trainer.ema=[5]"), 2, r"trainer.ema: \[4.*-> \[5"),
-    Row("B16", (*AGAIN, "trainer.precision=bf16"), 2,
-        "trainer.precision: 'fp32' -> 'bf16'"),
+    Row("B16", (*AGAIN, f"trainer.precision={OTHER}"), 2,
+        f"trainer.precision: '{OWN}' -> '{OTHER}'"),
     Row("B17", STEP, 0, "10 samples", in_bf16),
     Row("B18-diffusers", (*DRAW, "ckpt=theirs"), 4, "manifest.json", diffusers),
     Row("B18-edm", (*DRAW, "ckpt=edm.pkl"), 4, "pickles are never", pickled("edm.pkl")),

@@ -162,9 +162,7 @@ def test_another_run_takes_another_folder(place: Place) -> None:
     before = files(place.run, "*")
     told = place.dcli(*TRAIN, "network.width=8")
     assert told.code == 2
-    says(
-        told, r"holds another config\n  network.width: 16 -> 8\nhint: choose another na"
-    )
+    says(told, r"holds another config\n  network.width: 16 -> 8\nhint: out=<another fo")
     assert files(place.run, "*") == before
 
 
