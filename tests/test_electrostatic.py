@@ -210,7 +210,6 @@ def test_large_quantiles_are_those_of_cornish_and_fisher(D):
     z = torch.special.ndtri(u)
     series = 1 + z * math.sqrt(2 / D) + 2 / 3 * (z**2 - 1) / D
     series += (z**3 - 7 * z) / (9 * math.sqrt(2)) / D**1.5
-    error = 20 / D**2 + 1e-9
-    torch.testing.assert_close(
-        2 * student.gamma(u, D / 2) / D, series, rtol=error, atol=0
-    )
+    error = 500 / D**2 + 2e-9  # the next term; 1e-9 either side of LARGE
+    found = 2 * student.gamma(u, D / 2) / D
+    torch.testing.assert_close(found, series, rtol=error, atol=0)
