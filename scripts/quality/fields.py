@@ -39,7 +39,7 @@ SCALE = "parametrisation.data_std=0.9 objective.weight.data_std=0.9"
 ROWS = {
     "flow": "process=flow",
     "flow, OT": "process=flow coupling=minibatch_ot",
-    "pfgm": "process=pfgm objective.reference=1024",
+    "pfgm": "process=pfgm objective.reference=512",
     "pfgmpp, D = 8": f"process=pfgmpp process.D=8 {SCALE}",
     "radial, tanh": f"process=radial {SCALE}",
     "radial, ball": f"process=radial process.law.name=ball {SCALE}",
