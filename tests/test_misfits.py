@@ -50,3 +50,12 @@ def test_a_tiny_ratio_of_charges_divides_by_nothing(dcli: Dcli) -> None:
     """log(1 + tau) is 0 in float64 below 1e-16."""
     found = dcli(*TOY.split(), "process=pfgm", "objective.tau=1e-30")
     assert found.code in (0, 2, 7), found.err
+
+
+def test_data_that_end_outside_of_a_law_are_counted(dcli: Dcli) -> None:
+    """Two steps of training lead hardly any datum into the box."""
+    words = TOY + "process=radial process.law.name=box out=run"
+    assert dcli(*words.split()).code == 0
+    found = dcli("eval", "ckpt=run", "metric=likelihood", "n=16")
+    assert found.code == 0 and found.out.split()[1] == "inf", found.out
+    assert "of 16 data end where the prior has no density" in found.err, found.err
