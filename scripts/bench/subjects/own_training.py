@@ -106,7 +106,7 @@ def work(words: list[str]) -> Once:
     return lambda: {"gflop": counter.get_total_flops() / 1e9}
 
 
-def peak(batch: int = 8) -> Once:
+def peak(batch: int = 8, bf16: bool = False) -> Once:
     """GFLOP per second of this machine's convolutions, forward and backward.
 
     The best of the two shapes that most of the network's work has.
@@ -122,7 +122,9 @@ def peak(batch: int = 8) -> Once:
         for layer, x, (c, n) in zip(layers, inputs, shapes, strict=True):
             for _ in range(3):
                 begun = time.process_time()
-                layer(x).sum().backward()
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    out = layer(x)
+                out.sum().backward()
                 took = time.process_time() - begun
                 best = max(best, 3 * 2 * 9 * c * c * n * n * batch / took / 1e9)
         return {"gflops": best}
