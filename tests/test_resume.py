@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import control, interrupted, outcome, place, tiny
 
-from diffusion_cli import checkpoint, tracking
+from diffusion_cli import checkpoint, saving, tracking
 from diffusion_cli.commands import train
 from diffusion_cli.errors import (
     CheckpointError,
@@ -115,15 +115,22 @@ def test_signals(number: int, code: int, caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_second_interrupt_aborts() -> None:
     update, before = tracking.Meter.update, signal.getsignal(signal.SIGINT)
+    init, saver = saving.Saver.__init__, list[saving.Saver]()
+
+    def known(self: saving.Saver, *args: Any) -> None:
+        saver.append(self)
+        init(self, *args)
 
     def twice(meter: tracking.Meter, progress: Any) -> None:
         update(meter, progress)
         if progress.step == 6:
+            saver[0].watch(wait=True)  # an abort does not wait for what is in writing
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tracking.Meter, "update", twice)
+        patch.setattr(saving.Saver, "__init__", known)
         train.run(tiny(out="run"), [])
     assert checkpoint.load("run").step == 4
     assert signal.getsignal(signal.SIGINT) is before
