@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_cli import cli, config, identity, ranks
@@ -201,10 +201,7 @@ def _register(verb: str, options: list[str], home: Path) -> None:
             schemas.pop(own.name, None)  # a plug-in's, which would refuse our keys
     known.register(config.PluginConfigs)
 
-    def launcher(
-        hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> Launcher:
-        named: Any = {"hydra_context": hydra_context, "task_function": task_function}
+    def launcher(*, config: DictConfig, **named: Any) -> Launcher:
         if "_target_" in config.hydra.launcher:
             return Plugins.instantiate_launcher(known, config=config, **named)
         from diffusion_cli.launchers import Jobs
@@ -213,10 +210,7 @@ def _register(verb: str, options: list[str], home: Path) -> None:
         made.setup(config=config, **named)
         return made
 
-    def sweeper(
-        hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> Sweeper:
-        named: Any = {"hydra_context": hydra_context, "task_function": task_function}
+    def sweeper(*, config: DictConfig, **named: Any) -> Sweeper:
         if "_target_" in config.hydra.sweeper:
             return Plugins.instantiate_sweeper(known, config=config, **named)
         from diffusion_cli.search import Search
@@ -225,7 +219,7 @@ def _register(verb: str, options: list[str], home: Path) -> None:
         made.setup(config=config, **named)
         return made
 
-    known.instantiate_launcher = launcher  # type: ignore[method-assign]
+    known.instantiate_launcher = launcher  # type: ignore[method-assign,assignment]
     known.instantiate_sweeper = sweeper  # type: ignore[method-assign]
 
 

@@ -29,8 +29,6 @@ class Judge:
     Args:
         config: The run's.
         folder: The run's.
-        process: The run's; metrics that it does not suit are refused here. None if
-            nothing is to be measured any more.
         device: Where to compute.
         stop: Asked between batches.
         world: The processes that share the samples.
@@ -40,7 +38,6 @@ class Judge:
         self,
         config: Config,
         folder: RunFolder,
-        process: Process | None,
         device: torch.device,
         stop: Stop,
         world: World,
@@ -62,9 +59,11 @@ class Judge:
         }
         self.data: Config = config["dataset"]
         self.nodes = several(self.values) if config["metric"] else []
+
+    def suit(self, process: Process) -> None:
+        """Refuse metrics that the run's process does not suit."""
         for node in self.nodes:
-            if process is not None:
-                demands(node, process)
+            demands(node, process)
 
     def due(self, step: int, last: bool) -> bool:
         """Whether to measure after this step; always after the last."""

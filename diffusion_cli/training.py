@@ -66,7 +66,8 @@ class Run:
             world=world,
         )
         self.samples = f"{len(data)} {data.fingerprint}".strip()  # how many, of what
-        self.judge = Judge(values, folder, parts.model.process, device, stop, world)
+        self.judge = Judge(values, folder, device, stop, world)
+        self.judge.suit(parts.model.process)
         self.meter = Meter(device)
         self.saver = Saver(folder, self.keep, stop)
         self.tracker: Tracker | None = None  # of the first rank
@@ -227,8 +228,7 @@ class Run:
             message = f"{found.folder}: state.json does not fit: {error}"
             raise CheckpointError(message, "fresh=true", "CKPT-CORRUPT") from error
         self.saver.asked = self.saver.saved = found.step
-        # a kill may have preceded it
-        self.world.once(self._prune)
+        self.world.once(self._prune)  # a kill may have preceded it
 
     def _introduce(self, found: checkpoint.Checkpoint | None) -> None:
         count = sum(p.numel() for p in self.parts.model.parameters())

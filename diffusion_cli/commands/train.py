@@ -42,7 +42,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
         device = devices.choose(values["device"], world.local)
         values = _resolve(values, folder, device, world.size)
         if not values["fresh"] and _complete(values, folder):
-            judge = Judge(values, folder, None, device, stop, world)
+            judge = Judge(values, folder, device, stop, world)
             return judge.worth(last_loss(folder.path / "metrics.jsonl"))
         devices.tune(device, values["trainer"]["deterministic"])
         data = assemble.dataset(values)

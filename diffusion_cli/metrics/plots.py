@@ -47,10 +47,9 @@ def chart(
         axes.set_xticks(_apart(at), minor=False)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
-    for axis in (axes.yaxis,):
-        if axis.get_scale() == "log" and _narrow(*axis.get_view_interval()):
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    if log_y and _narrow(*axes.get_ylim()):
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3, which="both")
