@@ -69,6 +69,7 @@ class Model(Denoiser):
         self.parametrisation, self.spec = parametrisation, spec
         self.timeless = parametrisation.timeless
         self.around: Callable[[], AbstractContextManager[object]] = nullcontext
+        self._weight = (next(network.parameters()),)  # any: where it is, how precise
 
     def forward(
         self, x: Tensor, t: Tensor, rows: Tensor | None = None, **cond: Tensor
@@ -80,16 +81,21 @@ class Model(Denoiser):
     def output(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """The raw output F of the network, in the precision of `x`."""
         scaled, level = self.parametrisation.inputs(x, t, self.process)
-        weights = next(self.network.parameters())
-        if scaled.is_floating_point():
-            scaled = scaled.to(weights.dtype)
+        (weight,) = self._weight
+        if scaled.dtype.is_floating_point:
+            scaled = _as(scaled, weight.dtype)
         if level.ndim == 0:  # a fill, not a copy to the device
-            level = weights.new_full((len(x),), level.item())
-        level = level.to(weights.device, weights.dtype)
+            level = weight.new_full(x.shape[:1], level.item())
+        else:
+            level = level.to(weight.device, weight.dtype)
         with self.around():
             out = self.network(scaled, level, **cond)
-        precision = x.dtype if x.is_floating_point() else torch.float32
-        return out.to(precision)  # type: ignore[no-any-return]
+        return _as(out, x.dtype if x.dtype.is_floating_point else torch.float32)
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in a precision; asked for at every step, and nearly always there."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 class Context(ABC):

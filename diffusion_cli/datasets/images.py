@@ -90,9 +90,9 @@ class Images(Dataset, ABC):
     def to(self, device: torch.device) -> bool:
         if len(self) * self.spec.numel * (1 + self.flip) > RESIDENT:
             return False
-        pixels = self._pixels[: len(self)].to(device)
-        self._pixels = torch.cat((pixels, pixels.flip(-1))) if self.flip else pixels
-        self._labels = self._labels.to(device)
+        self._pixels, self._labels = self._pixels.to(device), self._labels.to(device)
+        if self.flip and len(self._pixels) == len(self):
+            self._pixels = torch.cat((self._pixels, self._pixels.flip(-1)))
         return True
 
     @classmethod
