@@ -71,6 +71,13 @@ class Model(Denoiser):
         self.around: Callable[[], AbstractContextManager[object]] = nullcontext
         self._weight = (next(network.parameters()),)  # any: where it is, how precise
 
+    def onto(self, device: torch.device) -> Model:
+        """Move to a device, in the memory layout in which it is fastest there."""
+        self.to(device)
+        if device.type == "cuda":
+            self.network.to(memory_format=torch.channels_last)
+        return self
+
     def forward(
         self, x: Tensor, t: Tensor, rows: Tensor | None = None, **cond: Tensor
     ) -> Posterior:

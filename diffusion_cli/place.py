@@ -39,7 +39,7 @@ def trained(
         config[role] = stored(found, role, config.get(role))
     model = _model(found, config)
     found.load_model(model, weights)
-    model.to(device).eval().requires_grad_(False)
+    model.onto(device).eval().requires_grad_(False)
     model.around = autocast(device, precision(device, network_precision))
     return model
 

@@ -77,10 +77,8 @@ class Trainer:
             freeze(model, self.trainable)
         model.around = autocast(self.device, settings.precision)
         model.network.recompute = settings.recompute
-        model.to(self.device)
+        model.onto(self.device)
         objective.to(self.device)
-        if self.device.type == "cuda":
-            model.network.to(memory_format=torch.channels_last)
         if settings.compile:
             model.network.compile()  # in place: names of parameters stay clean
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -1,13 +1,17 @@
-"""Sampling: what a loop costs beside its network."""
+"""Sampling: what a loop costs beside its network, and with it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from duel import Code, Setting
 from goals import Result, contest, row
 
-STEPS = 50
+from rows.training import TINY, WORDS
+
+STEPS, BATCH = 50, 4
+LONG = 5  # rounds of whole samples, at most: one takes minutes
 OTHERS = {
     "diffusers DDIMScheduler": ("diffusers_scheduler", "diffusers"),
     "diffusers DDIMPipeline": ("diffusers_pipeline", "diffusers"),
@@ -48,4 +52,30 @@ def loop(setting: Setting) -> list[Result]:
         f"{loops[1]:.1f}x below the pipeline"
     )
     result.met = loops[0] >= 8 and loops[1] >= 14
+    return [result]
+
+
+@row("sampling")
+def sampling(setting: Setting) -> list[Result]:
+    """G9: DDIM with the CIFAR-10 network, each side in the precision it chooses."""
+    few = replace(setting, rounds=min(setting.rounds, LONG))
+    words, batch = [*WORDS, f"sampler.steps={STEPS}"], BATCH
+    if setting.small:
+        words, batch = [*WORDS, *TINY, "sampler.steps=2"], 1
+    size = {"steps": 2 if setting.small else STEPS, "batch": batch}
+    own = Code(
+        "dcli", "own_sampling.draw", few, None, {"words": words, "batch": batch}, 1
+    )
+    plain, cast = (
+        Code(name, "others_sampling.pipeline", few, "diffusers", size | how, 1)
+        for name, how in (
+            ("diffusers DDIMPipeline", {}),
+            ("diffusers DDIMPipeline, bf16", {"bf16": True}),
+        )
+    )
+    title = f"{STEPS} steps of DDIM, {batch} images, CIFAR-10 network"
+    result, _ = contest("G9", title, [own, plain, cast], few)
+    first, second = (result.ratios[side.name]["median"] for side in (plain, cast))
+    result.measured = f"{first:.2f}x; {second:.2f}x with its network in bf16 too"
+    result.met = first >= 1.7
     return [result]

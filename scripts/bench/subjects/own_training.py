@@ -30,6 +30,11 @@ def composed(words: list[str]) -> dict[str, Any]:
         return config.check(config.plain(compose("train", overrides=words)))
 
 
+def parts(words: list[str]) -> assemble.Parts:
+    """Model, objective and sampler of a training command."""
+    return assemble.parts(composed(words), IMAGE)
+
+
 def prepared(words: list[str]) -> tuple[Trainer, State]:
     """A trainer and its state, as `dcli train` makes them."""
     values = composed(words)
@@ -37,11 +42,11 @@ def prepared(words: list[str]) -> tuple[Trainer, State]:
     devices.tune(device, deterministic=False)
     own = values["trainer"]
     own["precision"] = devices.precision(device, own["precision"])
-    parts = assemble.parts(values, IMAGE)
+    built = assemble.parts(values, IMAGE)
     trainer = Trainer(
         TrainerSettings(**own), optimizer=values["optimizer"], seed=0, device=device
     )
-    return trainer, trainer.start(parts.model, parts.objective)
+    return trainer, trainer.start(built.model, built.objective)
 
 
 def batches(trainer: Trainer) -> Iterator[list[MicroBatch]]:
