@@ -6,9 +6,10 @@ key = seed, counter = (element / 4, sample, step, stream). No state is kept or s
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_log = logging.getLogger(__name__)
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in 32 bits
@@ -42,6 +44,28 @@ def philox(counter: Sequence[Tensor | int], seed: int) -> list[Tensor]:
             k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     made = (torch.as_tensor(word) for word in (c0, c1, c2, c3))
     return list(torch.broadcast_tensors(*made))  # type: ignore[no-untyped-call]
+
+
+def _words(rows: Tensor, blocks: int, step: int, stream: int, seed: int) -> Tensor:
+    """The words of `rows` (B,): int64 (B, blocks, 4)."""
+    counter = (torch.arange(blocks, device=rows.device), rows[:, None], step, stream)
+    return torch.stack(philox(counter, seed), -1)
+
+
+@lru_cache
+def _kernel(device: torch.device) -> Callable[..., Tensor] | None:
+    """The same by one kernel, if it can be built here and gives the same words."""
+    probe = (torch.arange(5, device=device), 3, _MASK - 6, _MASK - 7, 2**62 + 8)
+    try:
+        from diffusion_cli.philox_kernel import words
+
+        if torch.equal(words(*probe), _words(*probe)):
+            return words
+        reason = "other words"
+    except Exception as error:  # no Triton, no compiler for it, a device it is not for
+        reason = f"{type(error).__name__}: {error}"
+    _log.warning("random numbers take a hundred kernels instead of one: %s", reason)
+    return None
 
 
 @lru_cache(maxsize=4096)
@@ -92,9 +116,8 @@ class Rng:
     def words(self, count: int) -> Tensor:
         """`count` 32-bit words per sample: (B, count) int64."""
         blocks = -(-count // 4)
-        element = torch.arange(blocks, device=self.device)
-        counter = (element, self.rows[:, None], self.step & _MASK, self.stream)
-        words = torch.stack(philox(counter, self.seed), -1)  # (B, blocks, 4)
+        make = (self.rows.is_cuda and _kernel(self.device)) or _words
+        words = make(self.rows, blocks, self.step & _MASK, self.stream, self.seed)
         return words.reshape(len(self.rows), blocks * 4)[:, :count]
 
     def uniform(self, shape: Sequence[int]) -> Tensor:

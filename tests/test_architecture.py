@@ -51,7 +51,7 @@ def under(*folders: str) -> list[Path]:
 
 
 # folder: the parts of the package it may import besides itself and the base
-BASE = {"core", "registry", "rng", "errors", "paths", "settings"}
+BASE = {"core", "registry", "rng", "philox_kernel", "errors", "paths", "settings"}
 ARROWS = {
     "networks": set(),
     "processes": {"datasets"},
