@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 
 .PHONY: setup demo check test test-slow fault-test test-gpu cluster-test
-.PHONY: bench clean
+.PHONY: bench bench-gpu clean
 
 setup: .venv/installed
 
@@ -46,6 +46,10 @@ cluster-test: .venv/installed-dev
 # beside the packages that do some of the same, each in an environment under .bench
 bench: .venv/installed-dev
 	$(BIN)/python scripts/bench
+
+# nine minutes on a CUDA device; without one a small mode, which shows that it runs
+bench-gpu: .venv/installed-dev
+	$(BIN)/python scripts/bench/gpu.py --docs
 
 clean:
 	rm -rf .venv .bench dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -38,14 +38,18 @@ def versions() -> str:
     peers = [
         f"{name} {install(peer).get('version', '-')}" for name, peer in PEERS.items()
     ]
-    head = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    own = [f"dcli {head.stdout.strip()}", f"torch {torch.__version__}"]
+    own = [f"dcli {commit()}", f"torch {torch.__version__}"]
     return ", ".join([*own, *peers])
+
+
+def commit() -> str:
+    """Of this tree."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:  # no git
+        return "-"
+    return done.stdout.strip() or "-"
 
 
 def keep(name: str, results: list[Result], setting: Setting, command: str) -> None:

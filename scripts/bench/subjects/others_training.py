@@ -14,13 +14,13 @@ SHAPE = (3, 32, 32)
 Once = Callable[[], dict[str, float] | None]
 
 
-def diffusers_network() -> nn.Module:
+def diffusers_network(small: bool = False) -> nn.Module:
     """The network of google/ddpm-cifar10-32, with the paper's dropout."""
     from diffusers import UNet2DModel
 
     return UNet2DModel(
         sample_size=SHAPE[-1],
-        block_out_channels=(128, 256, 256, 256),
+        block_out_channels=(32,) * 4 if small else (128, 256, 256, 256),
         layers_per_block=2,
         down_block_types=("DownBlock2D", "AttnDownBlock2D", *["DownBlock2D"] * 2),
         up_block_types=(*["UpBlock2D"] * 2, "AttnUpBlock2D", "UpBlock2D"),
@@ -29,7 +29,13 @@ def diffusers_network() -> nn.Module:
 
 
 def diffusers(
-    batch: int = 8, tuned: bool = False, bf16: bool = False, recompute: bool = False
+    batch: int = 8,
+    tuned: bool = False,
+    bf16: bool = False,
+    recompute: bool = False,
+    device: str = "cpu",
+    channels_last: bool = False,
+    small: bool = False,
 ) -> Once:
     """A step of diffusers' `train_unconditional` example.
 
@@ -39,20 +45,22 @@ def diffusers(
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
-    network, scheduler = diffusers_network().train(), DDPMScheduler()
+    network, scheduler = diffusers_network(small).to(device).train(), DDPMScheduler()
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
     if recompute:
         network.enable_gradient_checkpointing()
     weights = list(network.parameters())
     optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=tuned)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     average = EMAModel(weights, use_ema_warmup=True, foreach=tuned)
-    x0 = torch.rand(batch, *SHAPE) * 2 - 1
+    x0 = torch.rand(batch, *SHAPE, device=device) * 2 - 1
 
     def loss() -> Tensor:
         noise = torch.randn_like(x0)
-        t = torch.randint(0, 1000, (batch,))
+        t = torch.randint(0, 1000, (batch,), device=device)
         x = scheduler.add_noise(x0, noise, t)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
             out = network(x, t).sample
         return F.mse_loss(out.float(), noise)
 

@@ -81,7 +81,7 @@ def restore(words: list[str]) -> Once:
     return once
 
 
-def _plain(state: State) -> dict[str, Any]:
+def whole(state: State) -> dict[str, Any]:
     """What a training script would hand to torch.save."""
     return {
         "model": state.model.state_dict(),
@@ -96,7 +96,7 @@ def torch_save(words: list[str]) -> Once:
 
     def once() -> dict[str, float]:
         begun = time.perf_counter()
-        torch.save(_plain(state), path)
+        torch.save(whole(state), path)
         return {"seconds": time.perf_counter() - begun}
 
     path = _folder(once) / "checkpoint.pt"
@@ -122,5 +122,5 @@ def torch_load(words: list[str]) -> Once:
         return {"seconds": time.perf_counter() - begun}
 
     path = _folder(once) / "checkpoint.pt"
-    torch.save(_plain(state), path)
+    torch.save(whole(state), path)
     return once

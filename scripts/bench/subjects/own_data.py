@@ -29,9 +29,11 @@ class Noise(Images):
         return Table(pixels, rng.integers(0, 10, self.count))
 
 
-def resident(count: int = 50_000, batch: int = 128, steps: int = 400) -> Once:
+def resident(
+    count: int = 50_000, batch: int = 128, steps: int = 400, device: str = "cpu"
+) -> Once:
     """Seconds for an image, of batches that a training step could take as they are."""
-    data = Noise(count)
+    data, place = Noise(count), torch.device(device)
     data.prepare()
 
     def once() -> dict[str, float]:
@@ -42,13 +44,15 @@ def resident(count: int = 50_000, batch: int = 128, steps: int = 400) -> Once:
             last=steps,
             batch=batch,
             micro_batch=batch,
-            device=torch.device("cpu"),
+            device=place,
             workers=0,
         )
         begun = time.perf_counter()
         for step in stream:
             for _ in step:
                 pass
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
         return {"seconds": (time.perf_counter() - begun) / (steps * batch)}
 
     return once

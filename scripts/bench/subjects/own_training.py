@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_cli import assemble, config
+from diffusion_cli import assemble
 from diffusion_cli import device as devices
 from diffusion_cli.core import Spec
 from diffusion_cli.loading import MicroBatch
@@ -26,6 +25,10 @@ IMAGE = Spec((3, 32, 32))
 
 def composed(words: list[str]) -> dict[str, Any]:
     """The checked config of a training command."""
+    from hydra import compose, initialize_config_dir
+
+    from diffusion_cli import config
+
     with initialize_config_dir(str(config.folder()), version_base=None):
         return config.check(config.plain(compose("train", overrides=words)))
 
@@ -37,7 +40,11 @@ def parts(words: list[str]) -> assemble.Parts:
 
 def prepared(words: list[str]) -> tuple[Trainer, State]:
     """A trainer and its state, as `dcli train` makes them."""
-    values = composed(words)
+    return built(composed(words))
+
+
+def built(values: dict[str, Any]) -> tuple[Trainer, State]:
+    """The same from a config."""
     device = devices.choose(values["device"])
     devices.tune(device, deterministic=False)
     own = values["trainer"]
@@ -89,7 +96,11 @@ def memory(words: list[str]) -> Once:
 
 def tail(words: list[str]) -> Once:
     """Optimiser and average of weights alone."""
-    _, state = prepared(words)
+    return closing(prepared(words)[1])
+
+
+def closing(state: State) -> Once:
+    """What a step of this state does once it has its gradients."""
     for parameter in state.model.parameters():
         parameter.grad = 1e-3 * torch.randn_like(parameter)
     state.optimizer.found_inf = state.latch.closed  # type: ignore[attr-defined]

@@ -1,0 +1,113 @@
+"""The GPU benchmark: its items, its limits, its tables; nothing is measured here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "scripts" / "bench"
+ROW = {"item": "tail", "side": "dcli", "ms": 1.53456, "batch": 64}
+ABOUT = dict.fromkeys(
+    ("dcli", "python", "torch", "torchvision", "cuda", "cudnn", "diffusers"), "1.0"
+) | {"item": "about", "small": False, "command": "gpu.py", "when": "today"}
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a file of the benchmark."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_every_item_has_a_title_a_file_and_limits(module: Any) -> None:
+    gpu = module("gpu")
+    assert list(gpu.ITEMS) == list(module("gpu_page").TITLES)
+    for item in gpu.ITEMS.values():
+        assert callable(module(f"items.{item.name}").measure)
+        assert min(item.seconds, item.small) > gpu.LEAST
+    *others, _ = gpu.ITEMS.values()
+    assert sum(item.seconds for item in others) < gpu.TOTAL
+
+
+def test_items_keep_their_order_and_unknown_ones_are_refused(
+    module: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = module("gpu").arguments
+    assert arguments(["real", "tail"]).items == ["tail", "real"]
+    assert arguments([]).items == list(module("gpu").ITEMS)
+    with pytest.raises(SystemExit):
+        arguments(["tial"])
+    assert "no item tial; there are ceilings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("sleep 60", "its 1 s are over"),
+        ("echo first >&2; echo the reason >&2; exit 3", "the reason"),
+        ("kill -9 $$", "exit -9"),
+    ],
+)
+def test_an_item_that_fails_is_a_row_with_its_reason(
+    text: str, fault: str, module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = module("gpu")
+    row = json.dumps({"side": "kept", "ms": 1})
+    fake = script(tmp_path / "python", f"echo '{row}'; {text}")
+    monkeypatch.setattr(gpu, "python", lambda: fake)
+    monkeypatch.setattr(gpu, "LEAST", 0)
+    until = time.monotonic() + 100
+    rows = list(gpu.measured(gpu.Item("tail", 100, 1), True, until, tmp_path / "out"))
+    assert rows == [json.loads(row), {"side": "", "fault": fault}]
+
+
+def test_no_item_begins_without_time(module: Any, tmp_path: Path) -> None:
+    gpu = module("gpu")
+    until = time.monotonic() + gpu.LEAST - 1
+    (row,) = gpu.measured(gpu.ITEMS["tail"], True, until, tmp_path / "out")
+    assert row == {"side": "", "fault": "no time left"}
+
+
+def test_tables_replace_what_is_between_the_marks(
+    module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page = module("gpu_page")
+    path = tmp_path / "page.md"
+    path.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    monkeypatch.setattr(page, "PAGE", path)
+    other = {"item": "tail", "side": "foreach", "ms": 12345.6}
+    missing = {"item": "tail", "side": "graph", "batch": 8, "fault": "not offered"}
+    page.tell([ABOUT | {"machine": "a GPU"}, ROW, other, missing])
+    text = path.read_text()
+    assert text.startswith(f"before\n{page.BEGIN}\n") and "old" not in text
+    assert text.endswith(f"{page.END}\nafter\n")
+    assert "|  | ms | batch |\n|---|---|---|\n| dcli | 1.53 | 64 |\n" in text
+    assert "| foreach | 12,350 | - |\n" in text
+    assert "Not measured: graph, batch 8: not offered.  \n" in text
+    assert "`gpu.py`, today.  \na GPU. dcli 1.0, python 1.0" in text
+
+
+def test_the_page_has_the_marks(module: Any) -> None:
+    page = module("gpu_page")
+    text = page.PAGE.read_text()
+    assert text.count(page.BEGIN) == text.count(page.END) == 1
+
+
+def test_the_recipe_is_what_hydra_composes(module: Any) -> None:
+    from diffusion_cli import config
+
+    words = ["+exp=ddpm_cifar", "sampler=ddim", "trainer.batch=512"]
+    theirs = module("subjects.own_training").composed(words)
+    ours = module("recipe").recipe(batch=512)
+    assert config.check(ours | {"dataset": theirs["dataset"]}) == theirs
