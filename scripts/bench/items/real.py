@@ -56,7 +56,7 @@ def changes(bench: Bench, data: Config, limit: float) -> Config:
         "every": {"log": 100, "save": 10_000, "preview": 0},
     }
     if bench.small:
-        changed["trainer"] |= {"batch": 32, "warmup": 20}
+        changed["trainer"] |= {"batch": 8, "warmup": 20}
         changed |= {"network": NETWORK, "optimizer": {"lr": 2e-3}}
         changed["every"]["log"] = 10
     return changed
