@@ -42,7 +42,8 @@ def main() -> int:
             failed = True
             continue
         for result in results:
-            print(f"{result.goal} {result.measured}", *result.faults, sep="\n  ")
+            told = result.goal or result.title
+            print(f"{told} {result.measured}", *result.faults, sep="\n  ")
         if not setting.small:
             report.keep(name, results, setting, f"python scripts/bench {name} {how}")
     if not setting.small:

@@ -87,7 +87,7 @@ class Result:
     """What one comparison came to.
 
     Args:
-        goal: Its name.
+        goal: Its name; empty for what is only told.
         measured: In a few words, with numbers.
         met: Whether that reaches the goal; None decides nothing.
         title: Of the table of its sides.
@@ -95,6 +95,7 @@ class Result:
         of: Which of the numbers is compared.
         ratios: How many times as much of it each other side needs.
         faults: Sides that could not be measured, and why.
+        also: Other numbers that the table shows.
     """
 
     goal: str
@@ -105,6 +106,7 @@ class Result:
     sides: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     ratios: dict[str, dict[str, float]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    also: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""

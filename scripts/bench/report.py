@@ -107,6 +107,8 @@ def details() -> list[str]:
         for result in row["results"]:
             if result["sides"]:
                 lines += ["", f"### {result['title']}", "", *table(result)]
+                if not result["goal"] and result["measured"]:
+                    lines += ["", result["measured"]]
             lines += [f"Not measured: {fault}.  " for fault in result["faults"]]
         lines += ["", f"`{row['command']}`, {row['when']}, {row['rounds']} rounds. "]
         lines += [f"{row['machine']}. {row['versions']}."]
@@ -115,7 +117,12 @@ def details() -> list[str]:
 
 def table(result: dict[str, Any]) -> list[str]:
     """Median, spread and ratio of every side."""
-    lines = ["| | median | spread | of the first |", "|---|---|---|---|"]
+    also = result.get("also", [])
+    heads = ["", "median", "spread", "of the first", *also]
+    lines = [
+        f"| {' | '.join(heads)} |".replace("|  |", "| |"),
+        "|---" * len(heads) + "|",
+    ]
     for name, numbers in result["sides"].items():
         seconds, ratio = numbers[result["of"]], result["ratios"].get(name)
         times = "1"
@@ -125,7 +132,8 @@ def table(result: dict[str, Any]) -> list[str]:
         median = seconds["median"]
         told = shown(median) if time else f"{median:.3g}"
         spread = f"{seconds['spread']:.0%}"
-        lines.append(f"| {name} | {told} | {spread} | {times} |")
+        more = [f" {numbers[key]['median']:.3g} |" for key in also]
+        lines.append("".join([f"| {name} | {told} | {spread} | {times} |", *more]))
     return lines
 
 

@@ -1,11 +1,28 @@
-"""What a forward pass keeps for its backward pass; imports neither dcli nor a peer."""
+"""Memory of a process and of a forward pass; imports neither dcli nor a peer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+
+class Peak:
+    """Megabytes that this process needed at most, beside those it had at first."""
+
+    def __init__(self) -> None:
+        self.before = _status("VmRSS")
+
+    def megabytes(self) -> float:
+        return max(0.0, _status("VmHWM") - self.before)
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 2**10
 
 
 def kept(loss: Callable[[], Tensor], weights: Iterable[Tensor]) -> float:

@@ -38,28 +38,28 @@ def parts(words: list[str]) -> assemble.Parts:
     return assemble.parts(composed(words), IMAGE)
 
 
-def prepared(words: list[str]) -> tuple[Trainer, State]:
+def prepared(words: list[str], spec: Spec = IMAGE) -> tuple[Trainer, State]:
     """A trainer and its state, as `dcli train` makes them."""
-    return built(composed(words))
+    return built(composed(words), spec)
 
 
-def built(values: dict[str, Any]) -> tuple[Trainer, State]:
+def built(values: dict[str, Any], spec: Spec = IMAGE) -> tuple[Trainer, State]:
     """The same from a config."""
     device = devices.choose(values["device"])
     devices.tune(device, deterministic=False)
     own = values["trainer"]
     own["precision"] = devices.precision(device, own["precision"])
-    built = assemble.parts(values, IMAGE)
+    made = assemble.parts(values, spec)
     trainer = Trainer(
         TrainerSettings(**own), optimizer=values["optimizer"], seed=0, device=device
     )
-    return trainer, trainer.start(built.model, built.objective)
+    return trainer, trainer.start(made.model, made.objective)
 
 
-def batches(trainer: Trainer) -> Iterator[list[MicroBatch]]:
+def batches(trainer: Trainer, spec: Spec = IMAGE) -> Iterator[list[MicroBatch]]:
     """The same images without end, on the device."""
     rows = torch.arange(trainer.settings.batch, device=trainer.device)
-    x0 = torch.rand(len(rows), *IMAGE.shape, device=trainer.device) * 2 - 1
+    x0 = torch.rand(len(rows), *spec.shape, device=trainer.device) * 2 - 1
     while True:
         yield [MicroBatch(x0, {}, rows)]
 

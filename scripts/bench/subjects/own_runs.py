@@ -1,0 +1,95 @@
+"""A folder of runs, or a sweep of jobs, and what it takes to tell of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from diffusion_cli.cli import main
+from diffusion_cli.run_folder import RunFolder
+from diffusion_cli.sweep import Job, News
+from subjects.memory import Peak
+from subjects.own_training import composed
+
+Once = Callable[[], dict[str, float]]
+SAID = ("config.yaml", "overrides.yaml", "environment.json")
+LOGS = 20  # lines of metrics of a run
+
+
+def runs(folder: Path, count: int) -> None:
+    """Runs that differ in their seed; files as `dcli train` leaves them, no weights."""
+    config: dict[str, Any] = composed(["+exp=toy2d"])
+    first = RunFolder(folder / "run-00000")
+    first.path.mkdir(parents=True)
+    first.describe(config, ["+exp=toy2d", "seed=0"], torch.device("cpu"))
+    said = {name: (first.path / name).read_text() for name in SAID}
+    log = [
+        {"step": 10 * i, "loss": 1 / i, "grad_norm": 1.0} for i in range(1, LOGS + 1)
+    ]
+    said["metrics.jsonl"] = "".join(json.dumps(line) + "\n" for line in log)
+    for number in range(count):
+        config["seed"] = number
+        said["config.yaml"] = yaml.dump(config, Dumper=yaml.CSafeDumper)
+        said["overrides.yaml"] = f"[+exp=toy2d, seed={number}]\n"
+        run = RunFolder(folder / f"run-{number:05d}")
+        run.path.mkdir(exist_ok=True)
+        for name, text in said.items():
+            run.write(name, text)
+        run.report("complete", 10 * LOGS)
+
+
+def jobs(folder: Path, count: int) -> None:
+    """Jobs of a sweep that are done."""
+    for number in range(count):
+        job = Job(folder, number)
+        job.begin(["+exp=toy2d", f"seed={number}"])
+        job.end("done", 0, "", 1 / (number + 1))
+
+
+def command(words: list[str], count: int, kind: str) -> Once:
+    """A command over a folder with `count` runs or jobs, in a process that is warm."""
+    peak = Peak()
+
+    def once() -> dict[str, float]:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            code = main([*words, str(folder), *out])
+        if code:
+            raise RuntimeError(f"{words} ended with {code}")
+        return {"MB": peak.megabytes()}
+
+    place = Path(tempfile.mkdtemp())
+    weakref.finalize(once, shutil.rmtree, place, ignore_errors=True)
+    folder = place / kind
+    out = [f"out={place / 'report.html'}"] if words == ["report"] else []
+    {"runs": runs, "jobs": jobs}[kind](folder, count)
+    return once
+
+
+def watching(count: int) -> Once:
+    """A look at a sweep that waits for jobs, of which none has anything to say."""
+    place = Path(tempfile.mkdtemp())
+    jobs(place, count)
+    news = News(place)
+    for _ in range(2):
+        list(news.look())
+        time.sleep(2.1)
+
+    def once() -> dict[str, float]:
+        begun = time.process_time()
+        for _ in range(100):
+            list(news.look())
+        return {"worked": (time.process_time() - begun) / 100}
+
+    weakref.finalize(once, shutil.rmtree, place, ignore_errors=True)
+    return once
