@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_cli.errors import ConfigError, EnvironmentFault
 from diffusion_cli.stop import Stop
-from diffusion_cli.sweep import ENDED, Job, sources
+from diffusion_cli.sweep import ENDED, Job, News, sources
 
 _TICK = 0.2
 _QUEUE = 5.0  # seconds between two looks at SLURM's queue
@@ -202,9 +202,11 @@ def _await(
 ) -> None:
     """Until every job has ended or left the queue; a signal only ends the waiting."""
     looked = time.monotonic()
+    news = News(logs.parent)
     while open_ and stop.number is None:
         time.sleep(_TICK)
-        open_ = [(task, job) for task, job in open_ if task.job.status not in ENDED]
+        over = {job.number for job, told in news.look() if told.get("status") in ENDED}
+        open_ = [(task, job) for task, job in open_ if task.number not in over]
         if time.monotonic() - looked > _QUEUE:
             looked = time.monotonic()
             lost = gone([job for _, job in open_])

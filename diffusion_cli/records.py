@@ -121,13 +121,15 @@ def gather(words: Sequence[str], told: list[str], verb: str) -> list[Record]:
         verb: For messages.
     """
     found: dict[Path, Record] = {}
+    known: list[Path] = []
     for word in words:
         place = typed(word, verb)
         several = [place] if is_run(place) else list(within(place))
         if not several and place.exists():
             told.append(f"{word}: is no run, and holds none")
         elif not several:
-            several = [_named(word, verb)]
+            known = known or list(within(Path("runs")))
+            several = [_named(word, verb, known)]
         for path in several:
             found.setdefault(path.resolve(), Record(path))
     if not found:
@@ -151,9 +153,8 @@ def within(folder: Path) -> Iterator[Path]:
     yield from (path for path in paths if is_run(path))
 
 
-def _named(word: str, verb: str) -> Path:
-    """The run in `runs` whose name begins so."""
-    known = list(within(Path("runs")))
+def _named(word: str, verb: str, known: Sequence[Path]) -> Path:
+    """The run among those known whose name begins so."""
     matches = runs.beginning(word.removeprefix("runs/"), known)
     if len(matches) == 1:
         return matches[0]

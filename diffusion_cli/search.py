@@ -78,7 +78,9 @@ class Search(Sweeper):
         state = optuna().trial.TrialState
         for trial in self.study.get_trials(states=(state.RUNNING,)):
             self._run([trial])  # cut short: the same job goes on
-        while (left := own["n_trials"] - len(self.study.get_trials())) > 0:
+        while (
+            left := own["n_trials"] - len(self.study.get_trials(deepcopy=False))
+        ) > 0:
             count = min(left, own["n_jobs"])
             self._run([self.study.ask(space) for _ in range(count)])
         self._tell()
@@ -110,9 +112,10 @@ class Search(Sweeper):
         ]
         returned = self.jobs.launch(jobs, initial_job_idx=trials[0].number)
         state = optuna().trial.TrialState
+        every = self.study.get_trials(deepcopy=False)
         for trial, job in zip(trials, returned, strict=True):
             value = job.return_value
-            attributes = self.study.get_trials()[trial.number].user_attrs
+            attributes = every[trial.number].user_attrs
             if GIVEN_UP in attributes:
                 self.study.tell(trial.number, state=state.PRUNED)
             elif value is None or not math.isfinite(value):

@@ -23,6 +23,7 @@ from diffusion_cli.ranks import standing
 
 HOME = Path("runs/sweeps")
 ENDED = ("done", "failed")
+_GRAIN = 2.0  # seconds in which a folder may change twice and say one time
 _HYDRA = re.compile(r"\+*(hydra[./]|tries=)")  # how jobs are launched, not which
 
 
@@ -159,15 +160,56 @@ def jobs(home: Path) -> list[Job]:
     return [Job(home, int(name)) for name in names]
 
 
+class News:
+    """What the jobs of a sweep have said since the last look.
+
+    A file is read when it has changed, and files are looked for when their folder has:
+    jobs that only wait or run cost nothing, however many there are.
+
+    Args:
+        home: The folder of the sweep.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._seen: dict[int, tuple[int, int]] = {}
+        self._changed, self._since, self._looked = -1, 0.0, 0.0
+
+    def look(self) -> Iterator[tuple[Job, dict[str, Any]]]:
+        """Jobs whose files are new or changed, and what these say."""
+        now = time.monotonic()
+        try:
+            changed = (self.home / "jobs").stat().st_mtime_ns
+        except OSError:
+            return  # no job has begun
+        if changed != self._changed:
+            self._changed, self._since = changed, now
+        elif self._looked > self._since + _GRAIN:
+            return
+        self._looked = now
+        for job in jobs(self.home):
+            try:
+                about = job.path.stat()
+            except OSError:
+                continue
+            mark = about.st_ino, about.st_mtime_ns
+            if mark == self._seen.get(job.number):
+                continue
+            if told := job.told:
+                self._seen[job.number] = mark
+                yield job, told
+            else:
+                self._changed = -1  # it could not be read: once more
+
+
 @contextmanager
 def watched(home: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Tell meanwhile of every job that fails in another process, as it happens."""
     over, begun = threading.Event(), time.time()
-    seen: set[int] = set()
+    news, seen = News(home), set[int]()
 
     def look() -> None:
-        for job in jobs(home):
-            told = job.told
+        for job, told in news.look():
             fresh = told.get("ended", 0) > begun and told.get("pid") != os.getpid()
             if fresh and told["status"] == "failed" and job.number not in seen:
                 seen.add(job.number)

@@ -63,7 +63,7 @@ class Images(Dataset, ABC):
         if len(self) == 0:
             pixels, labels = self.read()
             self._pixels = torch.from_numpy(pixels)
-            self._labels = torch.from_numpy(labels.astype(np.int64))
+            self._labels = torch.from_numpy(labels.astype(np.int64, copy=False))
 
     def __len__(self) -> int:
         return len(self._labels)
