@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
 import time
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -57,30 +54,31 @@ def jobs(folder: Path, count: int) -> None:
         job.end("done", 0, "", 1 / (number + 1))
 
 
-def command(words: list[str], count: int, kind: str) -> Once:
-    """A command over a folder with `count` runs or jobs, in a process that is warm."""
-    peak = Peak()
+def made(folder: Path, counts: Sequence[int]) -> None:
+    """`runs-10` with as many runs, `jobs-10` with as many jobs, and so on."""
+    for count in counts:
+        runs(folder / f"runs-{count}", count)
+        jobs(folder / f"jobs-{count}", count)
+
+
+def command(words: list[str], folder: str, out: str | None = None) -> Once:
+    """A command that reads a folder, in a process that is warm."""
+    rest = [] if out is None else [f"out={out}"]
 
     def once() -> dict[str, float]:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            code = main([*words, str(folder), *out])
+            code = main([*words, folder, *rest])
         if code:
             raise RuntimeError(f"{words} ended with {code}")
         return {"MB": peak.megabytes()}
 
-    place = Path(tempfile.mkdtemp())
-    weakref.finalize(once, shutil.rmtree, place, ignore_errors=True)
-    folder = place / kind
-    out = [f"out={place / 'report.html'}"] if words == ["report"] else []
-    {"runs": runs, "jobs": jobs}[kind](folder, count)
+    peak = Peak()
     return once
 
 
-def watching(count: int) -> Once:
+def watching(folder: str) -> Once:
     """A look at a sweep that waits for jobs, of which none has anything to say."""
-    place = Path(tempfile.mkdtemp())
-    jobs(place, count)
-    news = News(place)
+    news = News(Path(folder))
     for _ in range(2):
         list(news.look())
         time.sleep(2.1)
@@ -91,5 +89,4 @@ def watching(count: int) -> Once:
             list(news.look())
         return {"worked": (time.process_time() - begun) / 100}
 
-    weakref.finalize(once, shutil.rmtree, place, ignore_errors=True)
     return once

@@ -1,0 +1,207 @@
+"""What must not grow, in counts: files of a run, looks at a sweep, an order of data."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Dcli
+from pages import left
+from test_cost import Operations
+from tiny import Setup
+from torch import Tensor
+
+from diffusion_cli import records, sweep
+from diffusion_cli.rng import shuffled
+
+READ = {
+    ("runs", "ls"): {"status.json": 1, "metrics.jsonl": 1},
+    ("runs", "diff"): {"config.yaml": 1, "environment.json": 1},
+    ("report",): {
+        **{"status.json": 1, "metrics.jsonl": 2, "config.yaml": 1},
+        **{"overrides.yaml": 1, "environment.json": 1, "step_00000004.png": 1},
+    },
+}
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a path of some name is opened."""
+    found: Counter[str] = Counter()
+    real = io.open
+
+    def counting(file: Any, *args: Any, **more: Any) -> Any:
+        if isinstance(file, str | os.PathLike):
+            found[Path(file).name] += 1
+        return real(file, *args, **more)
+
+    monkeypatch.setattr(io, "open", counting)
+    return found
+
+
+def several(folder: Path, count: int) -> str:
+    for number in range(count):
+        left(folder / f"run-{number:02d}")
+    return str(folder)
+
+
+@pytest.mark.parametrize("words", READ, ids=" ".join)
+def test_files_of_a_run_are_read_once(
+    words: tuple[str, ...], tmp_path: Path, dcli: Dcli, opened: Counter[str]
+) -> None:
+    """And no other ones; `report` reads its log for the end and for the curve."""
+    folder = several(tmp_path / "many", 6)
+    opened.clear()
+    assert dcli(*words, folder).code == 0
+    names = {path.name for path in (tmp_path / "many").rglob("*.*")}
+    seen = {name: count / 6 for name, count in opened.items() if name in names}
+    assert seen == READ[words]
+
+
+@pytest.mark.parametrize("words", READ, ids=" ".join)
+def test_work_grows_as_the_runs_do(
+    words: tuple[str, ...], tmp_path: Path, dcli: Dcli
+) -> None:
+    """Calls of functions: from 16 to 32 runs at most twice as many more as to 16."""
+
+    def calls(count: int) -> int:
+        folder, seen = several(tmp_path / f"runs-{count}", count), 0
+
+        def note(frame: Any, event: str, argument: Any) -> None:
+            nonlocal seen
+            seen += event in ("call", "c_call")
+
+        sys.setprofile(note)
+        try:
+            assert dcli(*words, folder).code == 0
+        finally:
+            sys.setprofile(None)
+        return seen
+
+    calls(2)  # imports
+    few, some, many = calls(8), calls(16), calls(32)
+    assert many - some <= 2.05 * (some - few)
+
+
+def test_names_are_looked_up_in_one_listing(
+    tmp_path: Path, dcli: Dcli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several(tmp_path / "runs", 4)
+    real, listed = records.within, []
+
+    def within(folder: Path) -> Any:
+        listed.append(folder.name)
+        return real(folder)
+
+    monkeypatch.setattr(records, "within", within)
+    assert dcli("runs", "show", *(f"run-0{i}" for i in range(4))).code == 0
+    assert listed.count("runs") == 1
+
+
+def test_a_config_that_libyaml_refuses_is_read(tmp_path: Path, dcli: Dcli) -> None:
+    """A path of any bytes, as our own writer escapes it."""
+    run = left(tmp_path / "runs" / "a")
+    (run / "config.yaml").write_text('dataset: {name: d, path: "\\uDCFF"}')
+    assert records.Record(run).flat["dataset.path"] == "\udcff"
+
+
+def job(home: Path, number: int, status: str) -> None:
+    one = sweep.Job(home, number)
+    one.begin([f"seed={number}"])
+    if status != "running":
+        one.end(status, 0, "", None)
+
+
+def said(news: sweep.News) -> list[tuple[int, str]]:
+    return [(one.number, told["status"]) for one, told in news.look()]
+
+
+def test_jobs_that_say_nothing_are_not_read(
+    tmp_path: Path, opened: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now)
+    news = sweep.News(tmp_path)
+    assert said(news) == []
+    for number in range(4):
+        job(tmp_path, number, "running")
+    assert said(news) == [(number, "running") for number in range(4)]
+    listed: list[Path] = []
+    real = sweep.jobs
+    monkeypatch.setattr(sweep, "jobs", lambda home: listed.append(home) or real(home))
+    opened.clear()
+    for _ in range(9):  # two changes may have one time: it looks, and reads nothing
+        assert said(news) == []
+        now += 1
+    assert not opened and 2 <= len(listed) <= 4
+    job(tmp_path, 2, "failed")
+    opened.clear()
+    assert said(news) == [(2, "failed")]
+    assert opened == {"00002.json": 1}
+
+
+def test_a_file_that_cannot_be_read_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now)
+    job(tmp_path, 0, "done")
+    news = sweep.News(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.Job, "told", {})
+        for _ in range(4):
+            assert said(news) == []
+            now += 10
+    assert said(news) == [(0, "done")]
+
+
+class Largest(Operations):
+    """The most elements of a tensor that any operation made."""
+
+    size = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if isinstance(out, Tensor):
+            self.size = max(self.size, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("length", [4**5, 4**12, 4**20])
+def test_an_order_takes_the_memory_of_what_is_asked(length: int) -> None:
+    """Not of the data: torch's tensors, and numpy's, which computes the words."""
+    place = torch.arange(10**9, 10**9 + 512)
+    with Largest() as seen:
+        shuffled(place, length, 0)  # what is imported on the way is not counted
+        tracemalloc.start()
+        try:
+            shuffled(place, length, 0)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert seen.size == 512
+    assert peak <= 32 * 8 * 512
+
+
+def test_the_operations_of_a_step_do_not_grow_with_the_data() -> None:
+    """Loading included; at powers of 4 no index walks on."""
+
+    def operations(size: int) -> int:
+        node = {"name": "toy2d", "size": size, "shape": "moons"}
+        setup = Setup(parts={"dataset": node})
+        run = setup.trainer.run(setup.state, setup.batches(4))
+        next(run)
+        with Operations() as seen:
+            next(run)
+        return seen.counts.total()
+
+    assert operations(4**4) == operations(4**8)
