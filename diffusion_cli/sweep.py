@@ -23,6 +23,7 @@ from diffusion_cli.ranks import standing
 
 HOME = Path("runs/sweeps")
 ENDED = ("done", "failed")
+_FILE = re.compile(r"([0-9]+)\.json")
 _GRAIN = 2.0  # seconds in which a folder may change twice and say one time
 _HYDRA = re.compile(r"\+*(hydra[./]|tries=)")  # how jobs are launched, not which
 
@@ -177,26 +178,25 @@ class News:
 
     def look(self) -> Iterator[tuple[Job, dict[str, Any]]]:
         """Jobs whose files are new or changed, and what these say."""
-        now = time.monotonic()
+        now, marks = time.monotonic(), dict[int, tuple[int, int]]()
         try:
             changed = (self.home / "jobs").stat().st_mtime_ns
+            if changed != self._changed:
+                self._changed, self._since = changed, now
+            elif self._looked > self._since + _GRAIN:
+                return
+            with os.scandir(self.home / "jobs") as files:
+                for file in files:
+                    if name := _FILE.fullmatch(file.name):
+                        about = file.stat()
+                        marks[int(name[1])] = about.st_ino, about.st_mtime_ns
         except OSError:
             return  # no job has begun
-        if changed != self._changed:
-            self._changed, self._since = changed, now
-        elif self._looked > self._since + _GRAIN:
-            return
         self._looked = now
-        for job in jobs(self.home):
-            try:
-                about = job.path.stat()
-            except OSError:
-                continue
-            mark = about.st_ino, about.st_mtime_ns
-            if mark == self._seen.get(job.number):
-                continue
+        for number in sorted(n for n in marks if marks[n] != self._seen.get(n)):
+            job = Job(self.home, number)
             if told := job.told:
-                self._seen[job.number] = mark
+                self._seen[number] = marks[number]
                 yield job, told
             else:
                 self._changed = -1  # it could not be read: once more

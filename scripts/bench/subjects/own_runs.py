@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from diffusion_cli.cli import main
+from diffusion_cli import cli
 from diffusion_cli.run_folder import RunFolder
 from diffusion_cli.sweep import Job, News
 from subjects.memory import Peak
@@ -67,11 +67,12 @@ def command(words: list[str], folder: str, out: str | None = None) -> Once:
 
     def once() -> dict[str, float]:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            code = main([*words, folder, *rest])
+            code = cli.main([*words, folder, *rest])
         if code:
             raise RuntimeError(f"{words} ended with {code}")
         return {"MB": peak.megabytes()}
 
+    cli.command(words[0])  # imports it
     peak = Peak()
     return once
 
