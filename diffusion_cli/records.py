@@ -85,9 +85,19 @@ class Record:
         return lines(self.path / "metrics.jsonl")
 
     @cached_property
+    def evaluated(self) -> list[Values]:
+        """The lines of `metrics.jsonl` that tell what the run measured of itself."""
+        return [line for line in self.metrics if line.get("measured")]
+
+    @cached_property
     def last(self) -> Values:
         """The newest value of everything in the end of `metrics.jsonl`, quickly."""
         return tail(self.path / "metrics.jsonl")
+
+    def forget(self) -> None:
+        """Let go of the lines of the log, of which many runs have more than fits."""
+        _ = self.evaluated
+        del self.metrics
 
     @cached_property
     def measured(self) -> list[Values]:

@@ -19,6 +19,7 @@ from tiny import Setup
 from torch import Tensor
 
 from diffusion_cli import records, sweep
+from diffusion_cli.report.page import page
 from diffusion_cli.rng import shuffled
 
 READ = {
@@ -88,6 +89,27 @@ def test_work_grows_as_the_runs_do(
     calls(2)  # imports
     few, some, many = calls(8), calls(16), calls(32)
     assert many - some <= 2.05 * (some - few)
+
+
+def test_a_page_holds_one_log_at_a_time(tmp_path: Path) -> None:
+    """Each run costs what is drawn of it, however long it was."""
+
+    def peak(count: int) -> int:
+        folder = Path(several(tmp_path / f"runs-{count}", count))
+        lines = [f'{{"step": {i}, "loss": {i}.5}}\n' for i in range(4000)]
+        for run in folder.iterdir():
+            (run / "metrics.jsonl").write_text("".join(lines))
+        found = [records.Record(path) for path in sorted(folder.iterdir())]
+        tracemalloc.start()
+        try:
+            page(found)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # imports
+    log = 4000 * sys.getsizeof({"step": 1, "loss": 1.5})  # and more, its numbers
+    assert peak(6) - peak(2) < 4 * log / 4
 
 
 def test_names_are_looked_up_in_one_listing(

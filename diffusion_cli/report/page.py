@@ -18,7 +18,7 @@ from diffusion_cli.identity import decides
 from diffusion_cli.paths import assignment
 from diffusion_cli.records import Record
 from diffusion_cli.report import pictures
-from diffusion_cli.report.chart import Chart, Curve, chart
+from diffusion_cli.report.chart import Chart, Curve, chart, thinned
 from diffusion_cli.report.pictures import Picture
 
 CHOICES = ("dataset", "process", "network", "sampler")
@@ -48,7 +48,11 @@ def page(found: Sequence[Record]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    cards = [_card(record, number) for number, record in enumerate(found)]
+    cards, losses = [], []
+    for number, record in enumerate(found):
+        cards.append(_card(record, number))
+        losses.append(_curve(record, "loss", number))
+        record.forget()
     columns, rows = measured(found)
     return environment.from_string(source).render(
         version=__version__,
@@ -56,7 +60,7 @@ def page(found: Sequence[Record]) -> str:
         cards=cards,
         shared=_shared(found),
         swept=_swept(found),
-        loss=chart(_curves(found, "loss"), "step", "loss"),
+        loss=chart(losses, "step", "loss"),
         evaluated=list(while_training(found)),
         columns=columns,
         rows=rows,
@@ -120,22 +124,18 @@ def _charts(record: Record, number: int) -> Iterator[Chart | None]:
     ]
     own = [Curve(number, record.name, levels)]
     yield chart(own, "time, 0 is data", "loss, last log", dots=True, low=True)
-    yield chart(
-        _curves([record], "grad_norm", number), "step", "gradient norm", low=True
-    )
+    norm = _curve(record, "grad_norm", number)
+    yield chart([norm], "step", "gradient norm", low=True)
 
 
-def _curves(found: Sequence[Record], key: str, first: int = 0) -> list[Curve]:
-    """A metric over the steps, one curve for each run that has it."""
-    curves = []
-    for number, record in enumerate(found, first):
-        points = [
-            (float(line["step"]), float(line[key]))
-            for line in record.metrics
-            if records.finite(line.get(key))
-        ]
-        curves.append(Curve(number, record.name, points))
-    return curves
+def _curve(record: Record, key: str, number: int) -> Curve:
+    """A metric over the steps."""
+    points = [
+        (float(line["step"]), float(line[key]))
+        for line in record.metrics
+        if records.finite(line.get(key))
+    ]
+    return Curve(number, record.name, thinned(points))
 
 
 def while_training(found: Sequence[Record]) -> Iterator[Chart]:
@@ -143,7 +143,7 @@ def while_training(found: Sequence[Record]) -> Iterator[Chart]:
     curves: dict[Column, dict[int, list[tuple[float, float]]]] = {}
     floors: dict[Column, set[str]] = {}
     for number, record in enumerate(found):
-        for line in record.metrics:
+        for line in record.evaluated:
             for name, value, told in own(line):
                 column = Column(name.removesuffix("_floor"), told)
                 if name.endswith("_floor"):
