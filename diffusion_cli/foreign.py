@@ -37,7 +37,7 @@ def yaml_in(path: Path) -> Any:
 def _parsed(text: str) -> Any:
     """By libyaml, in a tenth of the time; what it lacks or refuses is tried without."""
     with suppress(AttributeError, yaml.YAMLError):
-        return yaml.load(text, yaml.CSafeLoader)
+        return yaml.CSafeLoader(text).get_single_data()
     return yaml.safe_load(text)
 
 

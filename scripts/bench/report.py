@@ -36,7 +36,9 @@ def machine(setting: Setting) -> str:
 def versions() -> str:
     """Of dcli, torch and the peers that are installed."""
     peers = [
-        f"{name} {install(peer).get('version', '-')}" for name, peer in PEERS.items()
+        f"{name} {install(peer).get('version', '-')}"
+        for name, peer in PEERS.items()
+        if peer.note.exists()
     ]
     own = [f"dcli {commit()}", f"torch {torch.__version__}"]
     return ", ".join([*own, *peers])
