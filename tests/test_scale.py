@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Dcli
@@ -19,8 +20,10 @@ from tiny import Setup
 from torch import Tensor
 
 from diffusion_cli import records, sweep
+from diffusion_cli.datasets.images import Images, image_spec
+from diffusion_cli.datasets.tables import Table, read_table
 from diffusion_cli.report.page import page
-from diffusion_cli.rng import shuffled
+from diffusion_cli.rng import Rng, shuffled
 
 READ = {
     ("runs", "ls"): {"status.json": 1, "metrics.jsonl": 1},
@@ -182,6 +185,32 @@ def test_a_file_that_cannot_be_read_is_looked_at_again(
             assert said(news) == []
             now += 10
     assert said(news) == [(0, "done")]
+
+
+class Cached(Images):
+    """Whatever lies in a folder of the cache."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder, self.spec = folder, image_spec((3, 1024, 1024), ("one",))
+
+    def read(self) -> Table:
+        return read_table(self.folder)
+
+
+@pytest.mark.filterwarnings("error")
+def test_data_larger_than_memory_are_mapped(tmp_path: Path) -> None:
+    """A terabyte, of which no block is on the disk."""
+    count = 2**40 // (3 * 2**20)
+    np.save(tmp_path / "labels.npy", np.zeros(count, np.int64))
+    (tmp_path / "shape.json").write_text("[3, 1024, 1024]")
+    with (tmp_path / "pixels.u8").open("wb") as file:
+        file.truncate(count * 3 * 2**20)
+    data = Cached(tmp_path)
+    data.prepare()
+    last = torch.tensor([count - 1])
+    x0, _ = data.batch(last, Rng(0, last))
+    assert not data.to(torch.device("cpu")) and bool((x0 == -1).all())
 
 
 class Largest(Operations):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from pathlib import Path
@@ -62,7 +63,9 @@ class Images(Dataset, ABC):
     def prepare(self) -> None:
         if len(self) == 0:
             pixels, labels = self.read()
-            self._pixels = torch.from_numpy(pixels)
+            with warnings.catch_warnings():  # of pixels on disk, which nobody writes to
+                warnings.filterwarnings("ignore", "The given NumPy array is not writ")
+                self._pixels = torch.from_numpy(pixels)
             self._labels = torch.from_numpy(labels.astype(np.int64, copy=False))
 
     def __len__(self) -> int:

@@ -34,11 +34,11 @@ def write_table(folder: Path, blocks: Iterable[Table]) -> None:
 
 
 def read_table(folder: Path) -> Table:
-    """The table in `folder`; pixels are mapped, not read."""
+    """The table in `folder`; pixels are mapped, not read, so they may exceed memory."""
     try:
         labels = np.load(folder / "labels.npy")
         shape = (len(labels), *json.loads((folder / "shape.json").read_text()))
-        pixels = np.memmap(folder / "pixels.u8", np.uint8, "c", shape=shape)
+        pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=shape)
     except (OSError, ValueError) as error:
         message = f"{folder}: the cached data set is damaged: {error}"
         raise DataError(message, f"rm -r {folder}", "DATA-CACHE") from error
