@@ -65,7 +65,6 @@ def _told(
     sides: Mapping[str, dict[str, Any]],
     setting: Setting,
     also: list[str],
-    number: str = "worked",
     measured: str = "",
     warm: int = 1,
 ) -> Result:
@@ -74,7 +73,7 @@ def _told(
         Code(name, given.pop("of", of), setting, arguments=given, warm=warm)
         for name, given in sides.items()
     ]
-    result, _ = contest("", title, codes, setting, number)
+    result, _ = contest("", title, codes, setting)
     result.also, result.measured = also, measured
     return result
 
@@ -105,12 +104,11 @@ def data(setting: Setting) -> list[Result]:
             ["MB"],
         ),
         _told(
-            "Scale: from a cached data set of 3x32x32 to the first batch, by the clock",
+            "Scale: from a cached data set of 3x32x32 to the first batch",
             "own_scale.first_batch",
             first,
             replace(setting, rounds=min(3, setting.rounds)),
             ["MB"],
-            "seconds",
             paper,
         ),
     ]
