@@ -25,7 +25,7 @@ class Bar(NamedTuple):
 def bars(known: dict[str, Any]) -> list[Bar]:
     """Titles, and below each the others that were measured."""
     found: list[Bar] = []
-    results = (result for row in known.values() for result in row["results"])
+    results = [r for row in known.values() for r in row["results"] if r["goal"]]
     for result in sorted(results, key=lambda result: int(result["goal"][1:])):
         others = {
             name: ratio

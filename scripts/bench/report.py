@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import picture
 import torch
 from duel import Setting
 from goals import GOALS, Result
@@ -17,6 +18,7 @@ from peers import PEERS, ROOT, install
 
 STORE = ROOT / "docs" / "benchmarks.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
+PICTURE = ROOT / "docs" / "pictures" / "benchmarks.png"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 
 
@@ -74,7 +76,8 @@ def load() -> dict[str, Any]:
 
 
 def tell() -> None:
-    """Write the tables between the marks of the page."""
+    """Write the tables between the marks of the page, and the picture of all."""
+    picture.draw(load(), PICTURE)
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
