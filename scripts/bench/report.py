@@ -121,25 +121,28 @@ def details() -> list[str]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Median, spread and ratio of every side."""
-    also = result.get("also", [])
-    heads = ["", "median", "spread", "of the first", *also]
-    lines = [
-        f"| {' | '.join(heads)} |".replace("|  |", "| |"),
-        "|---" * len(heads) + "|",
-    ]
+    """The number that counts of every side, how often it has ours, and what else."""
+    of, also = result["of"], result.get("also", [])
+    timed = of in ("worked", "seconds")
+    heads = ["median", "spread"] if timed else [of]
+    lines = [f"| | {' | '.join([*heads, 'of the first', *also])} |"]
+    lines.append("|---" * (len(heads) + len(also) + 2) + "|")
     for name, numbers in result["sides"].items():
-        seconds, ratio = numbers[result["of"]], result["ratios"].get(name)
-        times = "1"
-        if ratio:
-            times = f"{ratio['median']:.3g} ({ratio['min']:.3g} to {ratio['max']:.3g})"
-        time = result["of"] in ("worked", "seconds")
-        median = seconds["median"]
-        told = shown(median) if time else f"{median:.3g}"
-        spread = f"{seconds['spread']:.0%}"
-        more = [f" {numbers[key]['median']:.3g} |" for key in also]
-        lines.append("".join([f"| {name} | {told} | {spread} | {times} |", *more]))
+        own, ratio = numbers[of], result["ratios"].get(name)
+        cells = [f"{own['median']:.3g}"]
+        if timed:
+            cells = [shown(own["median"]), f"{own['spread']:.0%}"]
+        cells.append(times(ratio) if ratio else "1")
+        more = [numbers.get(key) for key in also]
+        cells += [f"{found['median']:.3g}" if found else "-" for found in more]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
+
+
+def times(ratio: dict[str, float]) -> str:
+    """A ratio, and where it lay in between if there were several."""
+    low, middle, high = (ratio[key] for key in ("min", "median", "max"))
+    return f"{middle:.3g}" + f" ({low:.3g} to {high:.3g})" * (low < high)
 
 
 def shown(seconds: float) -> str:

@@ -7,7 +7,7 @@ is the same ODE, dy/dc = (y - E[x_0 | y]) / c. Free of dcli and of all other pac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 
 LARGEST, SMALLEST = 157.4, 0.01  # of c: those of DDPM's 1,000 betas
 CALLS = (6, 8, 10, 15, 20, 30, 50)
+DRAWS, DRAWN = 4, 65_536  # clouds of points, and how many points in each
 END = 1e-4  # where the exact trajectory is at the data
-Ends = dict[int, Tensor]  # by number of calls
+Walk = Callable[["Mixture", Tensor, int], Tensor]  # unit noise, calls -> samples
+Once = Callable[[], dict[str, float]]
 
 
 class Mixture:
@@ -37,8 +39,16 @@ class Mixture:
 
     def start(self) -> Tensor:
         """Unit noise, (N, D), the same everywhere."""
+        return self._unit(torch.Generator().manual_seed(0))
+
+    def draw(self, seed: int) -> Tensor:
+        """Data, (N, D)."""
+        seeded = torch.Generator().manual_seed(seed)
+        pick = torch.randint(len(self.means), (self.count,), generator=seeded)
+        return self.means[pick] + self.variances[pick].sqrt() * self._unit(seeded)
+
+    def _unit(self, seeded: torch.Generator) -> Tensor:
         shape = (self.count, self.means.shape[1])
-        seeded = torch.Generator().manual_seed(0)
         return torch.randn(shape, generator=seeded, dtype=torch.float64)
 
     def follow(self, y: Tensor, c: float, end: float = END, steps: int = 400) -> Tensor:
@@ -58,37 +68,64 @@ class Mixture:
         return self.mean(y, logs[-1].exp()) if end == END else y
 
 
-def problems() -> dict[str, Mixture]:
-    """Points of the plane, and spectra like those of images."""
+def circle(count: int) -> Mixture:
+    """8 normals of standard deviation 0.1 on a circle of radius 1.3."""
     angle = torch.arange(8) * math.pi / 4
-    ring = 1.3 * torch.stack((angle.cos(), angle.sin()), 1)
-    line = torch.tensor([-1.0, 0.0, 1.0])
-    spectrum = torch.arange(1, 257).double() ** -1.5
-    spectrum = spectrum / spectrum.mean() / 4
+    means = 1.3 * torch.stack((angle.cos(), angle.sin()), 1)
+    return Mixture(means, torch.full((8, 2), 0.01), count)
+
+
+def problems() -> dict[str, Mixture]:
+    """What is reported on: no sampler here was chosen or tuned by these."""
     seeded = torch.Generator().manual_seed(0)
-    small = torch.arange(1, 65).double() ** -1.5
-    small = small / small.mean() / 10
-    means = torch.randn(6, 64, generator=seeded).double() * small.sqrt() * 2 + 0.3
-    widths = torch.rand(6, 1, generator=seeded).double()
+    few = torch.randn(12, 5, generator=seeded).double()
+    widths = 0.05 + 0.25 * torch.rand(12, 1, generator=seeded).double()
+    slow = torch.arange(1, 513).double() ** -1.0
+    slow = slow / slow.mean() / 3
+    fast = torch.exp(-torch.arange(64).double() / 8)
+    fast = fast / fast.mean() / 10
+    means = 0.2 + 2 * torch.randn(6, 64, generator=seeded).double() * fast.sqrt()
+    shares = torch.rand(6, 1, generator=seeded).double()
+    offset = torch.linspace(-0.5, 0.5, 512)
     return {
-        "8 normals on a circle": Mixture(ring, torch.full((8, 2), 0.01), 512),
-        "9 narrow normals": Mixture(
-            torch.cartesian_prod(line, line), torch.full((9, 2), 0.0025), 512
-        ),
-        "a normal law, 256-d": Mixture(torch.zeros(1, 256), spectrum[None], 64),
-        "6 normals, 64-d": Mixture(means, small * widths, 128),
+        "8 normals on a circle": circle(4096),
+        "12 normals, 5-d": Mixture(few, (widths**2).expand(12, 5), 2048),
+        "a normal law, 512-d": Mixture(offset[None], slow[None], 64),
+        "6 normals, 64-d": Mixture(means, fast * shares, 256),
     }
 
 
-def judged(
-    walk: Callable[[Mixture, Tensor, int], Tensor], begin: float, end: float = END
-) -> Callable[[], dict[str, float]]:
+def tuning() -> dict[str, Mixture]:
+    """What samplers and grids are chosen by."""
+    line = torch.tensor([-1.0, 0.0, 1.0])
+    spectrum = torch.arange(1, 769).double() ** -1.5
+    spectrum = spectrum / spectrum.mean() / 4
+    seeded = torch.Generator().manual_seed(1)
+    small = torch.arange(1, 33).double() ** -1.5
+    small = small / small.mean() / 10
+    means = torch.randn(4, 32, generator=seeded).double() * small.sqrt() * 2 + 0.3
+    widths = torch.rand(4, 1, generator=seeded).double()
+    return {
+        "9 narrow normals": Mixture(
+            torch.cartesian_prod(line, line), torch.full((9, 2), 0.0025), 4096
+        ),
+        "a normal law, 768-d": Mixture(torch.zeros(1, 768), spectrum[None], 64),
+        "4 normals, 32-d": Mixture(means, small * widths, 512),
+    }
+
+
+def measured(walk: Walk, begin: float, calls: Sequence[int], end: float) -> Once:
+    """Both ways to judge: `apart` if there are numbers of calls, else `judged`."""
+    return apart(walk, begin, calls) if calls else judged(walk, begin, end)
+
+
+def judged(walk: Walk, begin: float, end: float) -> Once:
     """Root mean square errors relative to the data, geometric means over CALLS.
 
     Args:
-        walk: From a problem, unit noise and a number of calls to samples.
+        walk: What is judged.
         begin: c at which it starts: y = begin times the noise.
-        end: c at which it stops.
+        end: c at which it is compared; END is the data.
     """
 
     def once() -> dict[str, float]:
@@ -105,3 +142,32 @@ def judged(
         return {"error": math.exp(sum(logs) / len(logs))} | numbers
 
     return once
+
+
+def apart(walk: Walk, begin: float, calls: Sequence[int]) -> Once:
+    """Sliced W2 between clouds of samples and of data on a circle, means of DRAWS."""
+
+    def once() -> dict[str, float]:
+        problem = circle(DRAWS * DRAWN)
+        data, noise = problem.draw(1).split(DRAWN), problem.start()
+        numbers = {}
+        for count in calls:
+            clouds = walk(problem, noise, count).double().split(DRAWN)
+            gaps = [sliced(x, y) for x, y in zip(clouds, data, strict=True)]
+            numbers[f"{count} calls"] = sum(gaps) / DRAWS
+        return numbers
+
+    return once
+
+
+def sliced(x: Tensor, y: Tensor) -> float:
+    """The root mean square of W2 along 256 even directions of the plane."""
+    angle = torch.arange(256).double() * math.pi / 256
+    axes = torch.stack((angle.cos(), angle.sin()))  # (2, 256)
+    gaps = (x @ axes).sort(0).values - (y @ axes).sort(0).values
+    return float(gaps.square().mean().sqrt())
+
+
+def another(calls: Sequence[int]) -> Once:
+    """Other data in the samples' place: what no sampler can be expected to beat."""
+    return apart(lambda problem, noise, count: problem.draw(2), 1.0, calls)

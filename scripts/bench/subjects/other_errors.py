@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from subjects.exact import LARGEST, SMALLEST, Mixture, judged
+from subjects.exact import END, LARGEST, SMALLEST, Mixture, Once, measured
 
 
-def diffusers(scheduler: str, **settings: Any) -> Callable[[], Any]:
+def diffusers(scheduler: str, calls: Sequence[int] = (), **settings: Any) -> Once:
     """A scheduler around the exact noise, at the noise level that it believes in."""
     import diffusers as package
 
@@ -31,11 +31,13 @@ def diffusers(scheduler: str, **settings: Any) -> Callable[[], Any]:
             x = made.step((x - alpha * mean) / (alpha * c), t, x).prev_sample
         return x
 
-    return judged(walk, begin)
+    return measured(walk, begin, calls, END)
 
 
-def azula(sampler: str, order: int) -> Callable[[], Any]:
-    """A sampler on the VE path; it stops at its smallest noise and is judged there."""
+def azula(
+    sampler: str, order: int, calls: Sequence[int] = (), end: float = SMALLEST
+) -> Once:
+    """A sampler on the VE path; it stops at its smallest noise, `end` or not."""
     from azula import sample
     from azula.denoise import Denoiser, DiracPosterior
     from azula.noise import VESchedule
@@ -58,10 +60,10 @@ def azula(sampler: str, order: int) -> Callable[[], Any]:
         )
         return walker(noise * LARGEST)
 
-    return judged(walk, LARGEST, SMALLEST)
+    return measured(walk, LARGEST, calls, end)
 
 
-def k_diffusion(sampler: str, grid: str) -> Callable[[], Any]:
+def k_diffusion(sampler: str, grid: str, calls: Sequence[int] = ()) -> Once:
     """A sampler of k-diffusion with one of its own grids, to 0."""
     from subjects.others import k_diffusion_sampling
 
@@ -76,4 +78,4 @@ def k_diffusion(sampler: str, grid: str) -> Callable[[], Any]:
         start = noise * LARGEST
         return getattr(sampling, sampler)(denoise, start, sigmas.double(), disable=True)
 
-    return judged(walk, LARGEST)
+    return measured(walk, LARGEST, calls, END)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from diffusion_cli.rng import Rng
 from diffusion_cli.samplers import samplers
 from diffusion_cli.samplers.noise_grid import Warped
 from diffusion_cli.tuning import Trajectories, badness, search
-from subjects.exact import LARGEST, SMALLEST, Mixture, judged
+from subjects.exact import END, LARGEST, SMALLEST, Mixture, Once, measured
 
 
 class Exact(Denoiser):
@@ -32,7 +32,9 @@ class Exact(Denoiser):
         return Point(self.problem.mean(x / k.alpha, k.sigma / k.alpha))
 
 
-def errors(sampler: dict[str, Any], tuned: bool = False) -> Callable[[], Any]:
+def errors(
+    sampler: dict[str, Any], tuned: bool = False, calls: Sequence[int] = ()
+) -> Once:
     """A sampler by its node; `tuned` to other trajectories of the same problem."""
 
     def walk(problem: Mixture, noise: Tensor, calls: int) -> Tensor:
@@ -44,7 +46,7 @@ def errors(sampler: dict[str, Any], tuned: bool = False) -> Callable[[], Any]:
         *_, x = walker.trajectory(denoiser, noise * LARGEST, rng)
         return x
 
-    return judged(walk, LARGEST)
+    return measured(walk, LARGEST, calls, END)
 
 
 def _tune(walker: Any, denoiser: Exact, size: int) -> None:
