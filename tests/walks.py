@@ -17,6 +17,7 @@ VARIANTS = [
     {"name": "eab", "order": 1},
     {"name": "eab", "order": 2},
     {"name": "eab", "order": 3},
+    {"name": "eab", "order": 4},
     {"name": "rk4"},
     {"name": "dpmpp", "order": 2, "correct": True},
     {"name": "dpmpp", "order": 3, "correct": True},

@@ -30,9 +30,10 @@ Config = dict[str, Any]
 EXACT: Config = {
     "name": "eab",
     "steps": 200,
-    "order": 3,
+    "order": 4,
     "correct": False,
-    "grid": {"name": "rho", "rho": 20.0, "sigma_min": None, "sigma_max": None},
+    "scale": 0.03,
+    "grid": {"name": "asinh", "scale": 0.03, "sigma_min": None, "sigma_max": None},
 }
 
 

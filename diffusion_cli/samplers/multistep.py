@@ -1,7 +1,7 @@
-"""Exponential multistep methods in lambda = log(alpha / sigma): the loop they share.
+"""Exponential multistep methods: the loop they share.
 
-They integrate a polynomial through beliefs against exp(-v) exactly, and differ in what
-the polynomial stands for, the clean sample or the noise, and in the noise they add.
+They integrate a polynomial through beliefs exactly, and differ in what it stands for,
+the clean sample or the noise, in its variable, and in the noise that they add.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice, pairwise
 from typing import NamedTuple, cast
@@ -31,20 +31,29 @@ def interpolation(nodes: tuple[float, ...], h: float) -> tuple[float, ...]:
 
     w_j = integral over (0, h) of exp(-v) prod_{k != j} (v - n_k) / (n_j - n_k) dv
 
-    Gauss-Legendre quadrature on panels of at most unit length. A sampler repeats the
-    same steps in every chunk.
+    A sampler repeats the same steps in every chunk.
     """
-    panels = max(1, math.ceil(h))
-    width = h / panels
+    return quadrature(nodes, 0.0, h, lambda v: math.exp(-v))
+
+
+def quadrature(
+    nodes: tuple[float, ...], low: float, high: float, density: Callable[[float], float]
+) -> tuple[float, ...]:
+    """The same against any smooth density over (low, high).
+
+    Gauss-Legendre quadrature on panels of at most unit length.
+    """
+    panels = max(1, math.ceil(high - low))
+    width = (high - low) / panels
     weights = [0.0] * len(nodes)
     for panel in range(panels):
         for point, mass in _legendre(12):
-            v = (panel + point) * width
-            density = width * mass * math.exp(-v)
+            v = low + (panel + point) * width
+            share = width * mass * density(v)
             for j, node in enumerate(nodes):
                 others = nodes[:j] + nodes[j + 1 :]
                 basis = [(v - other) / (node - other) for other in others]
-                weights[j] += density * math.prod(basis)
+                weights[j] += share * math.prod(basis)
     return tuple(weights)
 
 
@@ -59,7 +68,7 @@ def _legendre(count: int) -> list[tuple[float, float]]:
 
 
 class Node(NamedTuple):
-    """A value of the polynomial at lambda."""
+    """A value of the polynomial at a place of its variable."""
 
     at: float
     value: Tensor
@@ -68,20 +77,21 @@ class Node(NamedTuple):
 class Multistep(Sampler):
     """Shared loop: remember the last beliefs, step with their weights.
 
-    The first steps use what there is; the last one, to t = 0, is of order 1 and returns
-    the belief. A belief at infinite noise (alpha = 0) is no node of a polynomial.
+    The first steps use what there is. A belief at infinite noise (alpha = 0) is no node
+    of a polynomial. The last step, to t = 0, returns the belief unless a method knows
+    better.
 
     A corrected method repeats its last step once the belief at the step's end is known,
     with a polynomial that runs through it too: one order more, no further call.
     """
 
-    rate = 1.0  # the polynomial is integrated against exp(-rate v)
+    orders: tuple[int, ...] = (1, 2, 3)
 
     def __init__(
         self, grid: Grid, steps: int, order: int, correct: bool = False
     ) -> None:
         require(steps >= 1, "steps", steps, ">= 1")
-        require(order in (1, 2, 3), "order", order, "1, 2 or 3")
+        require(order in self.orders, "order", order, f"1 to {self.orders[-1]}")
         self.grid, self.steps, self.correct = grid, steps, correct
         self.values, self.order = order, order + correct
 
@@ -97,16 +107,17 @@ class Multistep(Sampler):
         for i, (t, s) in enumerate(pairwise(self.grid(process, self.steps))):
             q = denoiser(x, t)
             a, b = process.numbers(t), process.numbers(s)
-            if s.item() == 0:
-                x = q.mean
-            elif a.alpha == 0:
-                x = self.disturb(self.begin(x, q.mean, a, b), a, b, rng.at(i))
-            else:
-                past.appendleft(Node(log_snr(a), self.value(q.mean, x, a)))
+            if a.alpha > 0:
+                past.appendleft(Node(self.place(a), self.value(q.mean, x, a)))
                 if self.correct:
                     x = self.advance(*origin, a, past) if origin else x
                     origin = x, a
-                x = self.advance(x, a, b, list(islice(past, self.values)))
+            nodes = list(islice(past, self.values))
+            if s.item() == 0:
+                x = self.finish(x, q.mean, a, nodes)
+            else:
+                far = a.alpha == 0
+                x = self.begin(x, q.mean, a, b) if far else self.advance(x, a, b, nodes)
                 x = self.disturb(x, a, b, rng.at(i))
             yield x
 
@@ -114,9 +125,8 @@ class Multistep(Sampler):
         self, x: Tensor, a: Numbers, b: Numbers, past: Sequence[Node]
     ) -> Tensor:
         """x_s from x_t and a polynomial through the nodes."""
-        now, later = log_snr(a), log_snr(b)
-        nodes = tuple(self.rate * self.node(node.at, now, later) for node in past)
-        weights = interpolation(nodes, self.rate * (later - now))
+        nodes = tuple(node.at for node in past)
+        weights = self.weights(nodes, self.place(a), self.place(b))
         keep, gain = self.factors(a, b)
         x = keep * x
         for weight, node in zip(weights, past, strict=True):
@@ -131,13 +141,25 @@ class Multistep(Sampler):
         """x_s with the noise that the step adds: none, for an ODE."""
         return x
 
+    def finish(
+        self, x: Tensor, mean: Tensor, a: Numbers, past: Sequence[Node]
+    ) -> Tensor:
+        """x_0 from x_t, the belief at t, and the nodes up to there."""
+        return mean
+
     @abstractmethod
     def value(self, mean: Tensor, x: Tensor, a: Numbers) -> Tensor:
         """What the polynomial runs through: the clean sample or the noise."""
 
     @abstractmethod
-    def node(self, past: float, now: float, later: float) -> float:
-        """The lambda of a node in the variable v of the integral."""
+    def place(self, k: Numbers) -> float:
+        """The variable of the polynomial."""
+
+    @abstractmethod
+    def weights(
+        self, nodes: tuple[float, ...], now: float, later: float
+    ) -> tuple[float, ...]:
+        """Of the values at `nodes` in the integral from one place to the other."""
 
     @abstractmethod
     def factors(self, a: Numbers, b: Numbers) -> tuple[float, float]:

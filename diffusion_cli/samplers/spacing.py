@@ -136,3 +136,32 @@ class LogSigma(NoiseGrid):
     def ratios(self, least: float, most: float, steps: int) -> Tensor:
         ends = (math.log(most), math.log(least))
         return torch.linspace(*ends, steps, dtype=torch.float64).exp()
+
+
+@grids("asinh")
+class Asinh(NoiseGrid):
+    """Even steps in asinh(sigma / (alpha scale)).
+
+    They are even in log(sigma / alpha) far above `scale`, in sigma / alpha far below.
+
+    No reference: it is our variable of `eab`.
+
+    Args:
+        scale: sigma / alpha below which steps are even in it.
+        sigma_min: Smallest sigma / alpha; null takes the process's own.
+        sigma_max: Largest sigma / alpha; null takes the process's own.
+    """
+
+    def __init__(
+        self,
+        scale: float = 0.03,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+    ) -> None:
+        super().__init__(sigma_min, sigma_max)
+        require(scale > 0, "scale", scale, "> 0")
+        self.scale = scale
+
+    def ratios(self, least: float, most: float, steps: int) -> Tensor:
+        ends = (math.asinh(most / self.scale), math.asinh(least / self.scale))
+        return self.scale * torch.linspace(*ends, steps, dtype=torch.float64).sinh()

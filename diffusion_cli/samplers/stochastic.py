@@ -10,7 +10,7 @@ from diffusion_cli.processes import Process
 from diffusion_cli.processes.affine import Diffusion, Numbers
 from diffusion_cli.rng import Rng
 from diffusion_cli.samplers import Grid, samplers
-from diffusion_cli.samplers.multistep import Multistep
+from diffusion_cli.samplers.multistep import Multistep, interpolation, log_snr
 from diffusion_cli.settings import require
 
 
@@ -69,8 +69,14 @@ class SDEDPMPP(Multistep):
     def value(self, mean: Tensor, x: Tensor, a: Numbers) -> Tensor:
         return mean
 
-    def node(self, past: float, now: float, later: float) -> float:
-        return later - past
+    def place(self, k: Numbers) -> float:
+        return log_snr(k)
+
+    def weights(
+        self, nodes: tuple[float, ...], now: float, later: float
+    ) -> tuple[float, ...]:
+        behind = tuple(self.rate * (later - node) for node in nodes)
+        return interpolation(behind, self.rate * (later - now))
 
     def factors(self, a: Numbers, b: Numbers) -> tuple[float, float]:
         return self.decay(a, b) * (b.sigma / a.sigma), b.alpha

@@ -10,13 +10,12 @@ from goals import Result, contest, row
 
 TIMES = {"seconds", "worked"}
 GOAL = {5: 0.06, 10: 0.036, 20: 0.030}  # sliced W2, by calls
-RHO = {"grid": {"name": "rho", "rho": 20.0}}
 LOG = {"grid": {"name": "log_sigma"}}
-EAB = {"name": "eab", **RHO}
+EAB = {"name": "eab", "grid": {"name": "asinh"}}
 OWN = {
     "dcli eab": {"sampler": EAB},
     "dcli eab, tuned": {"sampler": EAB, "tuned": True},
-    "dcli eab, order 2": {"sampler": {**EAB, "order": 2}},
+    "dcli eab, order 3": {"sampler": {**EAB, "order": 3}},
     "dcli dpmpp": {"sampler": {"name": "dpmpp", **LOG}},
     "dcli euler": {"sampler": {"name": "euler", "grid": {"name": "rho"}}},
 }

@@ -53,7 +53,7 @@ def _tune(walker: Any, denoiser: Exact, size: int) -> None:
     """As `dcli tune` does, with 64 trajectories of its own."""
     rng = Rng(1, torch.arange(64))
     start = denoiser.process.prior((64, size), rng).double()
-    many = {"name": "eab", "steps": 200, "grid": {"name": "rho", "rho": 20.0}}
+    many = {"name": "eab", "steps": 200, "grid": {"name": "asinh"}}
     known = Trajectories.followed(denoiser, start, rng, samplers.build(many))
 
     def bad(knots: Tensor) -> float:
