@@ -115,7 +115,7 @@ def circle(setting: Setting) -> list[Result]:
     sides += _sides(once, NOISY, {}, calls=[20])
     floor = "as much other data"
     sides += [Code(floor, "exact.another", once, arguments={"calls": [20]}, warm=0)]
-    title = "Sliced W2 to 8 normals on a circle, 65,536 samples, means of 4"
+    title = "Sliced W2 to 8 normals on a circle, 65,536 samples, means of 2"
     result, seen = contest("G11b", title, sides, once, of="20 calls")
     result.also = ("10 calls", "5 calls")
     found = {calls: seen["dcli eab"][f"{calls} calls"][0] for calls in GOAL}
