@@ -111,11 +111,13 @@ def _beside(where: str, times: dict[str, float], tuned: float, goal: float) -> R
 def circle(setting: Setting) -> list[Result]:
     """G11b: the law of the samples, where the data are many."""
     once, peers = replace(setting, rounds=1), ("diffusers DPM++ 2M", "azula zEAB 3")
-    sides = _sides(once, OWN, {name: OTHERS[name] for name in peers}, calls=list(GOAL))
+    own = {name: OWN[name] for name in ("dcli eab", "dcli eab, tuned", "dcli dpmpp")}
+    others = {name: OTHERS[name] for name in peers}
+    sides = _sides(once, own, others, calls=list(GOAL))
     sides += _sides(once, NOISY, {}, calls=[20])
     floor = "as much other data"
     sides += [Code(floor, "exact.another", once, arguments={"calls": [20]}, warm=0)]
-    title = "Sliced W2 to 8 normals on a circle, 65,536 samples, means of 2"
+    title = "Sliced W2 to 8 normals on a circle, 65,536 samples"
     result, seen = contest("G11b", title, sides, once, of="20 calls")
     result.also = ("10 calls", "5 calls")
     found = {calls: seen["dcli eab"][f"{calls} calls"][0] for calls in GOAL}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 LARGEST, SMALLEST = 157.4, 0.01  # of c: those of DDPM's 1,000 betas
 CALLS = (6, 8, 10, 15, 20, 30, 50)
-DRAWS, DRAWN = 2, 65_536  # clouds of points, and how many points in each
+DRAWS, DRAWN = 1, 65_536  # clouds of points, and how many points in each
 END = 1e-4  # where the exact trajectory is at the data
 Walk = Callable[["Mixture", Tensor, int], Tensor]  # unit noise, calls -> samples
 Once = Callable[[], dict[str, float]]
