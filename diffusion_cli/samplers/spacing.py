@@ -142,7 +142,8 @@ class LogSigma(NoiseGrid):
 class Asinh(NoiseGrid):
     """Even steps in asinh(sigma / (alpha scale)).
 
-    They are even in log(sigma / alpha) far above `scale`, in sigma / alpha far below.
+    They are even in log(sigma / alpha) far above `scale`, in sigma / alpha far below. The
+    step to 0 is no shorter than the others: few steps begin it above `sigma_min`.
 
     No reference: it is our variable of `eab`.
 
@@ -163,5 +164,6 @@ class Asinh(NoiseGrid):
         self.scale = scale
 
     def ratios(self, least: float, most: float, steps: int) -> Tensor:
-        ends = (math.asinh(most / self.scale), math.asinh(least / self.scale))
-        return self.scale * torch.linspace(*ends, steps, dtype=torch.float64).sinh()
+        top, low = math.asinh(most / self.scale), math.asinh(least / self.scale)
+        places = torch.linspace(top, max(low, top / steps), steps, dtype=torch.float64)
+        return self.scale * places.sinh()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from goals import GOALS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
@@ -12,6 +13,7 @@ from matplotlib.ticker import NullLocator, StrMethodFormatter
 LINE = 0.19  # inches for a bar or a title
 OWN, THEIRS = "#9aa7b4", "#2f6fb2"  # where we need more, and where they do
 PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+ORDER = list(GOALS)
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
@@ -26,7 +28,7 @@ def bars(known: dict[str, Any]) -> list[Bar]:
     """Titles, and below each the others that were measured."""
     found: list[Bar] = []
     results = [r for row in known.values() for r in row["results"] if r["goal"]]
-    for result in sorted(results, key=lambda result: int(result["goal"][1:])):
+    for result in sorted(results, key=lambda result: ORDER.index(result["goal"])):
         others = {
             name: ratio
             for name, ratio in result["ratios"].items()
