@@ -142,8 +142,8 @@ class LogSigma(NoiseGrid):
 class Asinh(NoiseGrid):
     """Even steps in asinh(sigma / (alpha scale)).
 
-    They are even in log(sigma / alpha) far above `scale`, in sigma / alpha far below. The
-    step to 0 is no shorter than the others: few steps begin it above `sigma_min`.
+    They are even in log(sigma / alpha) far above `scale`, in sigma / alpha far below.
+    The step to 0 is no shorter than the others: of a few, it begins above `sigma_min`.
 
     No reference: it is our variable of `eab`.
 
