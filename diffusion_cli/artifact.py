@@ -172,7 +172,7 @@ def _announce(state: RetryCallState) -> None:
 def _swap(staged: Path, target: Path) -> None:
     """Put the staged folder in its place, whatever lies there."""
     if target.exists():
-        _log.warning("replacing incomplete %s", target.name)
+        _log.warning("replacing %s", target.name)
         aside = target.with_name(f".old-{target.name}")
         _remove(aside)
         target.replace(aside)

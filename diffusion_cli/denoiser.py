@@ -129,6 +129,10 @@ class Context(ABC):
         """
 
     @abstractmethod
+    def tuned(self, steps: int) -> Mapping[str, Tensor]:
+        """What `dcli tune` found for the sampler and the guidance that are built."""
+
+    @abstractmethod
     def recorded(self, name: str) -> Tensor:
         """A buffer of the objective as training left it."""
 

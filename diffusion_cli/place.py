@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +20,8 @@ from diffusion_cli.denoiser import Context, Model
 from diffusion_cli.derived import Derived
 from diffusion_cli.device import autocast, memory, precision
 from diffusion_cli.errors import CheckpointError, ConfigError
-from diffusion_cli.identity import dotted
-from diffusion_cli.paths import typed
+from diffusion_cli.identity import dotted, identity
+from diffusion_cli.paths import assignment, typed
 from diffusion_cli.registry import ROLES, near
 from diffusion_cli.tracking import say
 
@@ -86,7 +88,8 @@ class Place(Context):
         found: The checkpoint that is sampled; None while a run is trained.
         weights: Which of its weights.
 
-    `models` are those of other runs, `used` the fingerprints of all that was asked for.
+    `models` are those of other runs, `used` the fingerprints of all that was asked for,
+    `walk` the nodes of the sampler and the guidance that are built.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Place(Context):
         self.found, self.weights = found, weights
         self.models: list[Model] = []
         self.used: dict[str, str] = {}
+        self.walk: dict[str, Any] = {}
 
     def model(self, run: str) -> Model:
         try:
@@ -127,9 +131,39 @@ class Place(Context):
         values = Derived(found, self.weights).read(name)
         if values is None:
             message = f"{found.home}: nothing was found yet for `{name}`"
-            raise ConfigError(message, f"dcli {by.replace('RUN', str(found.home))}")
+            run = shlex.quote(str(found.home)) + f" weights={self.weights}" * (
+                self.weights != "ema"
+            )
+            raise ConfigError(message, f"dcli {by.replace('RUN', run)}")
         self.used[name] = fingerprint(*values.values())
         return {key: value.to(self.device) for key, value in values.items()}
+
+    def tuned(self, steps: int) -> Mapping[str, Tensor]:
+        self._sampled("a tuned grid")
+        by = f"tune ckpt=RUN steps={steps} {self.spelled()}"
+        return self.fitted(self.grid(steps), by)
+
+    def grid(self, steps: int) -> str:
+        """The name of what is tuned for this sampler, guidance and number of steps."""
+        walk = {**self.walk["sampler"], "grid": "tuned", "steps": steps}
+        tag = identity({**self.walk, "sampler": walk})
+        return f"grid-{walk['name']}-{steps}-{tag}"
+
+    def spelled(self) -> str:
+        """This sampler and guidance as arguments, but for steps and grid."""
+        sampler, guidance = self.walk["sampler"], self.walk["guidance"]
+        name = sampler["name"]
+        usual, _ = ROLES["sampler"].check({"name": name}, "sampler")
+        left = {"name", "steps", "grid"} | {k for k in usual if usual[k] == sampler[k]}
+        own = {key: value for key, value in sampler.items() if key not in left}
+        words = [f"sampler={name}", *_words("sampler", own)]
+        nodes = guidance if isinstance(guidance, list) else [guidance or {}]
+        if names := [node["name"] for node in nodes if node]:
+            words.append(f"guidance={','.join(names)}")
+        for node in nodes:
+            key = "guidance" if len(nodes) == 1 else f"guidance.{node['name']}"
+            words += _words(key, {k: v for k, v in node.items() if k != "name"})
+        return " ".join(words)
 
     def recorded(self, name: str) -> Tensor:
         found = self._sampled(f"the objective's `{name}`")
@@ -145,6 +179,15 @@ class Place(Context):
             message = f"{what} belongs to a trained run"
             raise ConfigError(message, "leave it out of `dcli train`; dcli sample ...")
         return self.found
+
+
+def _words(key: str, node: Mapping[str, Any]) -> Iterator[str]:
+    """The values of a node as arguments."""
+    for inner, value in dotted(node, f"{key}.").items():
+        if isinstance(value, str):
+            yield assignment(inner, value)
+        else:
+            yield shlex.quote(f"{inner}={json.dumps(value)}")
 
 
 def fingerprint(*tensors: Tensor) -> str:

@@ -65,6 +65,7 @@ def rebuild(
         start = _begin(model, start)
         steps = _fewer(model, walk, start, steps, nfe)
     guide = laid_over("guidance", found, guidance)
+    context.walk = {"sampler": walk, "guidance": guide}
     built = assemble.sampler(walk, model.process, steps, nfe, context)
     if start is not None and (grid := getattr(built, "grid", None)):
         first = float(grid(model.process, built.steps)[0])

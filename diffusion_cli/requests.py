@@ -232,5 +232,5 @@ class TuneSettings:
         require(not both, "nfe", self.nfe, "given without steps")
         require(self.n >= 4, "n", self.n, ">= 4")
         require(self.batch >= 1, "batch", self.batch, ">= 1")
-        require(self.rounds >= 1, "rounds", self.rounds, ">= 1")
+        require(1 <= self.rounds <= 50, "rounds", self.rounds, "1 to 50")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")

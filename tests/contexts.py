@@ -21,5 +21,8 @@ class Stub(Context):
     def fitted(self, name):
         raise ConfigError(f"nothing was fitted for {name}")
 
+    def tuned(self, steps):
+        raise ConfigError(f"nothing was tuned for {steps}")
+
     def recorded(self, name):
         raise ConfigError(f"nothing was recorded of {name}")

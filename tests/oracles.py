@@ -213,6 +213,9 @@ class Known(Context):
     def fitted(self, name: str, by: str) -> Mapping[str, Tensor]:
         return self.fits[name]
 
+    def tuned(self, steps: int) -> Mapping[str, Tensor]:
+        return self.fits[f"grid-{steps}"]
+
     def recorded(self, name: str) -> Tensor:
         return self.buffers[name]
 

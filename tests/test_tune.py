@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -118,7 +120,7 @@ def test_the_errors_of_normal_data_are_those_of_the_closed_form() -> None:
      {"knots": double(0, 1e6)}, {"knots": torch.zeros(2, 2)}],
 )  # fmt: skip
 def test_forged_grids_are_refused(values: dict[str, Tensor]) -> None:
-    grid = grids.build({"name": "tuned"}, context=Known({"grid-eab-5": values}))
+    grid = grids.build({"name": "tuned"}, context=Known({"grid-5": values}))
     with pytest.raises(CheckpointError, match="not the values of a tuned grid"):
         grid(gaussian(*EDM[:1]), 5)
 
@@ -132,7 +134,7 @@ def test_tune_then_sample(dcli: Dcli) -> None:
     sample = ("sample", "ckpt=run", "sampler=eab", "sampler.grid=tuned", "n=4")
     early = dcli(*sample, "steps=6")
     assert early.code == 2
-    assert "dcli tune ckpt=" in early.err and "sampler=eab steps=6" in early.err
+    assert "dcli tune ckpt=" in early.err and "steps=6 sampler=eab" in early.err
     tune = ("tune", "ckpt=run", "n=32", "rounds=2")
     got = dcli(*tune, "nfe=6")
     assert got.code == 0, got.err
@@ -146,6 +148,38 @@ def test_tune_then_sample(dcli: Dcli) -> None:
     assert (folder / "values.safetensors").read_bytes() == kept
     assert dcli(*sample, "nfe=6").code == 0
     assert dcli(*sample, "nfe=7").code == 2  # tuned for 6 alone
+    for other in ("sampler.order=2", "weights=raw"):
+        refused = dcli(*sample, "nfe=6", other)
+        assert refused.code == 2 and other in refused.err
+    worse = dcli("tune", "ckpt=run", "n=4", "rounds=1", "steps=6", "seed=1")
+    assert worse.code == 0
+    assert (folder / "values.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sampler=heun",
+        "sampler=ddim",
+        "sampler=unipc weights=raw",
+        "sampler=eab sampler.order=2",
+        "sampler=dpmpp guidance=cfg guidance.scale=2 guidance.low=0.1",
+    ],
+)
+def test_the_command_it_prints_runs(dcli: Dcli, words: str) -> None:
+    train = (
+        "dataset=toy2d dataset.labels=true process=edm network.width=16 "
+        "network.depth=1 trainer.batch=64 trainer.steps=40 every.preview=0 "
+        "objective.drop=0.2 out=run"
+    )
+    assert dcli("train", *train.split()).code == 0
+    got = dcli("tune", "ckpt=run", "n=32", "rounds=2", "steps=5", *words.split())
+    assert got.code == 0, got.err
+    line = next(line for line in got.err.splitlines() if line.startswith("dcli sample"))
+    drawn = dcli(*shlex.split(line)[1:], "n=4")
+    assert drawn.code == 0, drawn.err
+    about = json.loads((Path(drawn.out.strip()) / "about.json").read_text())
+    assert about["sampler"]["grid"] == {"name": "tuned"}
 
 
 def test_what_cannot_be_tuned_is_refused(dcli: Dcli) -> None:

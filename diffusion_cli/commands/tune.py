@@ -16,7 +16,8 @@ from diffusion_cli import assemble, checkpoint, failpoints, fitting
 from diffusion_cli import device as devices
 from diffusion_cli.derived import Derived
 from diffusion_cli.device import memory
-from diffusion_cli.errors import ConfigError
+from diffusion_cli.errors import CheckpointError, ConfigError
+from diffusion_cli.paths import assignment
 from diffusion_cli.processes.affine import Affine
 from diffusion_cli.rebuild import Rebuilt, rebuild
 from diffusion_cli.rng import Rng
@@ -77,16 +78,31 @@ def run(values: Config, overrides: list[str]) -> float | None:
     if typical[1] >= typical[0]:
         say("nothing was kept: the sampler's own grid is as good")
         return None
-    kept = f"grid-{name}-{sampler.steps}"
-    told = ("n", "rounds", "seed")
-    about = {key: values[key] for key in told} | built.chosen | {"step": found.step}
-    derived = Derived(found, values["weights"])
-    derived.write(kept, {"knots": knots, "errors": torch.stack((own, new))}, about)
-    grid = "tuned" if name == "eab" else f"'{{name: tuned, of: {name}}}'"
-    words = f"steps={sampler.steps} sampler={name} sampler.grid={grid}"
-    say(f"dcli sample ckpt={found.home} {words}")
+    kept, derived = built.place.grid(sampler.steps), Derived(found, values["weights"])
+    earlier = _earlier(derived, kept)
+    if earlier is not None:
+        past = [some.errors(_with(sampler, earlier)) for some in others]
+        typical.append(math.exp(badness(torch.cat(past))))
+    if len(typical) == 3 and typical[2] <= typical[1]:
+        say(f"the grid kept before stays: {typical[2]:.3g}")
+    else:
+        told = ("n", "rounds", "seed")
+        about = {key: values[key] for key in told} | built.chosen | {"step": found.step}
+        derived.write(kept, {"knots": knots, "errors": torch.stack((own, new))}, about)
+    words = [assignment("ckpt", str(found.home)), f"steps={sampler.steps}"]
+    words += [f"weights={values['weights']}"] * (values["weights"] != "ema")
+    say(" ".join(["dcli sample", *words, built.place.spelled(), "sampler.grid=tuned"]))
     print(derived.folder / kept)
-    return typical[1] / typical[0]
+    return min(typical[1:]) / typical[0]
+
+
+def _earlier(derived: Derived, kept: str) -> Tensor | None:
+    """The knots that an earlier command kept, if they are sound."""
+    try:
+        knots = (derived.read(kept) or {}).get("knots")
+    except CheckpointError:
+        return None
+    return knots if knots is not None and knots.shape == (KNOTS,) else None
 
 
 def _demand_tunable(built: Rebuilt, name: str) -> None:

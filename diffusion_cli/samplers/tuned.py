@@ -20,29 +20,25 @@ _STEEPEST = 100.0  # of a knot: exp(100) is within float64
 class Tuned(Warped):
     """Steps where `dcli tune` found that these weights need them.
 
-    It is fitted to one sampler and one number of steps.
+    It is fitted to one sampler, with all its keys, to one guidance and to one number of
+    steps, and found for no other.
 
     No reference: our own search over the densities of `Warped`.
-
-    Args:
-        of: The sampler that it was tuned for.
     """
 
-    def __init__(self, context: Context, of: str = "eab") -> None:
+    def __init__(self, context: Context) -> None:
         super().__init__(torch.zeros(2))
-        self.context, self.of = context, of
+        self.context = context
 
     def __call__(self, process: Process, steps: int) -> Tensor:
-        by = f"tune ckpt=RUN sampler={self.of} steps={steps}"
-        found = self.context.fitted(f"grid-{self.of}-{steps}", by)
-        self.knots = _sound(found, by)
+        self.knots = _sound(self.context.tuned(steps))
         return super().__call__(process, steps)
 
 
-def _sound(values: Mapping[str, Tensor], by: str) -> Tensor:
+def _sound(values: Mapping[str, Tensor]) -> Tensor:
     """The knots, if tuning can have found them."""
     knots = values.get("knots", torch.zeros(0))
     if knots.ndim != 1 or len(knots) < 2 or not bool((knots.abs() < _STEEPEST).all()):
         message = "derived/grid: these are not the values of a tuned grid"
-        raise CheckpointError(message, f"dcli {by}", "DERIVED")
+        raise CheckpointError(message, "dcli tune ckpt=...", "DERIVED")
     return knots

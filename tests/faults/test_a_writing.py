@@ -144,7 +144,7 @@ ROWS = [
         failing("fsync", errno.EIO, 99)),
     Row("A12", 6, r"error\[READONLY\]: .*step_00000008: .*EACCES",
         "step.loss@6:sleep:3", as_nobody, mend=writable),  # step 4 is written by then
-    Row("A14", 0, "replacing incomplete step_00000008", "", incomplete_step, (8, 12)),
+    Row("A14", 0, "replacing step_00000008", "", incomplete_step, (8, 12)),
     Row("A15", 0, "", "ckpt.write:model.safetensors@0:sleep:0.1", None, (11, 12),
         words=("every.save=1",)),
     Row("A19", 6, "staging and target are on different filesystems", "",
