@@ -69,12 +69,12 @@ class Model(Denoiser):
         self.parametrisation, self.spec = parametrisation, spec
         self.timeless = parametrisation.timeless
         self.around: Callable[[], AbstractContextManager[object]] = nullcontext
-        self._weight = (next(network.parameters()),)  # any: where it is, how precise
 
     def onto(self, device: torch.device) -> Model:
         """Move to a device, in the memory layout in which it is fastest there."""
         self.to(device)
-        if device.type == "cuda":
+        flat = all(weight.ndim < 5 for weight in self.network.parameters())
+        if device.type == "cuda" and flat:
             self.network.to(memory_format=torch.channels_last)
         return self
 
@@ -88,7 +88,7 @@ class Model(Denoiser):
     def output(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """The raw output F of the network, in the precision of `x`."""
         scaled, level = self.parametrisation.inputs(x, t, self.process)
-        (weight,) = self._weight
+        weight = next(self.network.parameters())
         if scaled.dtype.is_floating_point:
             scaled = _as(scaled, weight.dtype)
         if level.ndim == 0:  # a fill, not a copy to the device

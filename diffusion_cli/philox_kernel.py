@@ -39,11 +39,13 @@ def _words(
 
 
 def words(rows: Tensor, blocks: int, step: int, stream: int, seed: int) -> Tensor:
-    """The words of `rows` (B,), below 2^32; int64 (B, blocks, 4)."""
+    """The words of `rows` (B,), 32 bits of each; int64 (B, blocks, 4)."""
     out = torch.empty((len(rows), blocks, 4), dtype=torch.int64, device=rows.device)
     total = len(rows) * blocks
     if total:
         grid = (triton.cdiv(total, BLOCK),)
         rows = rows.contiguous()
-        _words[grid](out, rows, blocks, total, step, stream, seed, BLOCK=BLOCK)
+        # Triton launches on the current device
+        with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
+            _words[grid](out, rows, blocks, total, step, stream, seed, BLOCK=BLOCK)
     return out

@@ -24,7 +24,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in 32 bits
 
 
 def philox(counter: Sequence[Tensor | int], seed: int) -> list[Tensor]:
-    """Four 32-bit words for every 128-bit counter, as int64 tensors.
+    """Four 32-bit words for every 128-bit counter, as int64 tensors; 32 bits of each.
 
     int64 products wrap modulo 2^64, which leaves both halves of the unsigned product.
     On the CPU numpy computes the same integers, in a quarter of the time for few.
@@ -32,7 +32,7 @@ def philox(counter: Sequence[Tensor | int], seed: int) -> list[Tensor]:
     words: list[Any] = [torch.as_tensor(word) for word in counter]
     if all(word.is_cpu for word in words):
         words = [word.numpy() for word in words]
-    c0, c1, c2, c3 = words
+    c0, c1, c2, c3 = (word & _MASK for word in words)
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     with np.errstate(over="ignore"):
         for _ in range(10):
@@ -48,7 +48,8 @@ def philox(counter: Sequence[Tensor | int], seed: int) -> list[Tensor]:
 
 def _words(rows: Tensor, blocks: int, step: int, stream: int, seed: int) -> Tensor:
     """The words of `rows` (B,): int64 (B, blocks, 4)."""
-    counter = (torch.arange(blocks, device=rows.device), rows[:, None], step, stream)
+    element = torch.arange(blocks, device=rows.device)
+    counter = (element, rows[:, None], step, stream)
     return torch.stack(philox(counter, seed), -1)
 
 
@@ -62,6 +63,8 @@ def _kernel(device: torch.device) -> Callable[..., Tensor] | None:
         if torch.equal(words(*probe), _words(*probe)):
             return words
         reason = "other words"
+    except torch.OutOfMemoryError:
+        raise  # which says nothing about the kernel
     except Exception as error:  # no Triton, no compiler for it, a device it is not for
         reason = f"{type(error).__name__}: {error}"
     _log.warning("random numbers take a hundred kernels instead of one: %s", reason)

@@ -18,11 +18,13 @@ SAME = """
 import torch
 from diffusion_cli import philox_kernel, rng
 
-rows = torch.tensor([0, 1, 5, 2**32 - 1])
+every = torch.tensor([0, 9, 1, 9, 5, 9, 2**32 - 1, 9, 2**32 + 3, 9, -1, 9])
+rows = every[::2]  # with strides, and with more bits than a counter has
 for seed in (0, 1, 7, 2**31, 2**63 - 1):
     for step, stream in ((0, 0), (1, 1), (2**31 + 5, 2**32 - 1), (16, 99)):
         asked = (rows, 67, step, stream, seed)
         assert torch.equal(philox_kernel.words(*asked), rng._words(*asked)), asked
+assert philox_kernel.words(rows[:0], 3, 0, 0, 0).shape == (0, 3, 4)
 """
 
 COMPILED = """

@@ -60,7 +60,7 @@ def test_grids_fall_strictly_from_the_end_to_exactly_0(name, schedule, steps):
     own = {"levels": 1000} if name == "ddim" else {}
     known = exact_fit(process, 0.25, known_times(process))
     knots = torch.linspace(1, -2, 6, dtype=torch.float64)
-    context = Known({"analytic": known, f"grid-eab-{steps}": {"knots": knots}})
+    context = Known({"analytic": known, f"grid-{steps}": {"knots": knots}})
     times = grids.build({"name": name, **own}, context=context)(process, steps)
     assert times.dtype == torch.float64 and len(times) == steps + 1
     assert bool((times.diff() < 0).all()) and times[-1] == 0

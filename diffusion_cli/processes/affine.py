@@ -103,7 +103,7 @@ def root(square: Factor) -> Factor:
 def blend(a: Factor, x: Tensor, b: Factor, y: Tensor) -> Tensor:
     """a x + b y, the shape of `x`; numbers take two passes over memory, not three."""
     if isinstance(b, float):
-        return (a * x).add_(y, alpha=b)
+        return torch.add(a * x, y, alpha=b)
     return a * x + b * y
 
 

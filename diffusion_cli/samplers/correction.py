@@ -66,7 +66,7 @@ class PredictorCorrector(Sampler):
     ) -> None:
         require(steps >= 1, "steps", steps, ">= 1")
         require(corrections >= 0, "corrections", corrections, ">= 0")
-        require(snr > 0, "snr", snr, "> 0")
+        require(0 < snr <= 100, "snr", snr, "in (0, 100]")
         self.grid, self.steps, self.predictor = grid, steps, predictor
         self.corrections, self.snr = corrections, snr
         self.draws = predictor == "ancestral"

@@ -49,7 +49,7 @@ class EulerMaruyama(Sampler):
         spread: Literal["diffusion", "sigma", "constant"] = "diffusion",
     ) -> None:
         require(steps >= 1, "steps", steps, ">= 1")
-        require(noise >= 0, "noise", noise, ">= 0")
+        require(0 <= noise <= 100, "noise", noise, "in [0, 100]")
         self.grid, self.steps, self.noise, self.spread = grid, steps, noise, spread
 
     @property

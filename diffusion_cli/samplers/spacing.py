@@ -109,7 +109,7 @@ class Rho(NoiseGrid):
         sigma_max: float | None = None,
     ) -> None:
         super().__init__(sigma_min, sigma_max)
-        require(rho > 0, "rho", rho, "> 0")
+        require(rho >= 0.1, "rho", rho, ">= 0.1")
         self.rho = rho
 
     def ratios(self, least: float, most: float, steps: int) -> Tensor:

@@ -11,7 +11,7 @@ CUDA = torch.device("cuda:0")
 
 def test_words_are_those_of_the_cpu_by_one_kernel() -> None:
     assert _kernel(CUDA) is not None
-    rows = torch.tensor([0, 3, 2**32 - 1])
+    rows = torch.tensor([0, 3, 2**32 - 1, 2**32])
     for rng in (Rng(1, rows), Rng(2**63 - 1, rows, 2**31 + 5, 2**32 - 1)):
         there = Rng(rng.seed, rows.to(CUDA), rng.step, rng.stream)
         assert torch.equal(there.words(1001).cpu(), rng.words(1001))
