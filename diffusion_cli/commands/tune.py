@@ -33,8 +33,8 @@ EXACT: Config = {
     "steps": 200,
     "order": 4,
     "correct": False,
-    "scale": 0.03,
-    "grid": {"name": "asinh", "scale": 0.03, "sigma_min": None, "sigma_max": None},
+    "scale": 0.02,
+    "grid": {"name": "asinh", "scale": 0.02, "sigma_min": None, "sigma_max": None},
 }
 
 

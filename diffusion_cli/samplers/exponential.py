@@ -88,7 +88,7 @@ class EAB(Multistep):
         steps: int = 25,
         order: int = 4,
         correct: bool = False,
-        scale: float = 0.03,
+        scale: float = 0.02,
     ) -> None:
         super().__init__(grid, steps, order, correct)
         require(scale > 0, "scale", scale, "> 0")

@@ -41,7 +41,7 @@ def nodes() -> Iterator[tuple[str, dict[str, Any]]]:
     """What is compared, without `steps`."""
     for order in (1, 2, 3, 4):
         yield f"`eab` {order}", {"name": "eab", "order": order, "grid": ASINH}
-    for scale in (0.01, 0.1, 0.3):
+    for scale in (0.01, 0.03, 0.1, 0.3):
         grid = {**ASINH, "scale": scale}
         yield f"`eab` 4, scale {scale}", {"name": "eab", "scale": scale, "grid": grid}
     yield "`eab` 4, `rho` 20", {"name": "eab", "grid": RHO}
