@@ -119,7 +119,7 @@ def test_the_last_step_returns_the_belief(name):
 
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_the_last_step_of_eab_is_closer_than_the_belief(order):
-    process = gaussian("karras", sigma_min=0.01)
+    process = gaussian("karras", sigma_min=0.005)
     data, x = NormalData(process, 0.04, m=0.7), process.prior((8, 2), rows(8)).double()
     sampler = build("eab", 160, {"name": "asinh"}, order=order)
     *_, before, after = sampler.trajectory(data, x, rows(8))
