@@ -65,7 +65,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
             run = Run(values, folder, device, data, parts, stop, world)
             loss = run.train(overrides)
             if run.complete:
-                _invite(folder.path)
+                _invite(folder.path, bool(values["trainer"]["ema"]))
             return loss
 
 
@@ -100,14 +100,15 @@ def _complete(values: Config, folder: RunFolder) -> bool:
     say(f"already complete at step {done}")
     if values["trainer"]["decay"] in ("constant", "inverse_sqrt"):
         say(f"to extend it: ... out={folder.path} trainer.steps=<more>")
-    _invite(folder.path)
+    _invite(folder.path, bool(values["trainer"]["ema"]))
     if values["metric"]:
         say("metric: a complete run is measured by `dcli eval`, which takes these keys")
     return True
 
 
-def _invite(path: Path) -> None:
+def _invite(path: Path, averaged: bool) -> None:
     """The last words: how to sample, and on stdout where the run is."""
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    say(f"dcli sample {assignment('ckpt', str(shown))}")
+    weights = "" if averaged else " weights=raw"
+    say(f"dcli sample {assignment('ckpt', str(shown))}{weights}")
     answer(shown)
