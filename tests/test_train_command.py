@@ -53,6 +53,14 @@ def test_what_a_run_leaves(capsys: pytest.CaptureFixture[str]) -> None:
     assert err.splitlines()[-1] == f"dcli sample ckpt={folder}" and "\r" not in err
 
 
+@pytest.mark.parametrize(("ema", "weights"), [([], " weights=raw"), ([4.0], "")])
+def test_the_command_it_ends_with_names_weights_that_there_are(
+    ema: list[float], weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.run(tiny(out="run", trainer={"ema": ema}), [])
+    assert capsys.readouterr().err.splitlines()[-1] == f"dcli sample ckpt=run{weights}"
+
+
 def test_nothing_secret_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "hunter2")
     train.run(tiny(out="run"), [])

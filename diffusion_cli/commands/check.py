@@ -31,7 +31,7 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
         **{role: _node(config[role]) for role in configs.COMPONENTS[1:]},
         "parameters": f"{parameters(model):,}",
         "FLOPs": f"{_short(flops(model))} per image, forward",
-        "memory": f"{_short(memory(model, config))}B to train, estimated in float32",
+        "memory": f"{_short(memory(model, config))}B to train beside the program, estimated in float32",
         "run folder": f"{identity.run_folder(config)}",
     }
     print("\n".join(f"{name:<16} {value}" for name, value in rows.items()))
