@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,7 @@ class Record:
     def status(self) -> Values:
         """`status.json`; `killed` is a run that says it runs and does not."""
         found = foreign.json_in(self.path / "status.json")
-        known = isinstance(found.get("status"), str) and type(found.get("step")) is int
-        if not known:
+        if not isinstance(found.get("status"), str) or not _at(found):
             return {"status": "unknown"}
         here = found.get("host") == socket.gethostname()
         if found["status"] == "running" and here and not _alive(found.get("pid")):
@@ -97,7 +97,7 @@ class Record:
     def forget(self) -> None:
         """Let go of the lines of the log, of which many runs have more than fits."""
         _ = self.evaluated
-        del self.metrics
+        self.__dict__.pop("metrics", None)
 
     @cached_property
     def measured(self) -> list[Values]:
@@ -200,12 +200,8 @@ def differences(records: Sequence[Record], every: bool = True) -> dict[str, list
 
 def lines(metrics: Path) -> list[Values]:
     """The lines of a `metrics.jsonl` up to one without a step."""
-    found = []
-    for values in entries(metrics):
-        if type(values.get("step")) is not int:
-            break
-        found.append(values)
-    return found
+    whole = takewhile(lambda line: type(line.get("step")) is int, entries(metrics))
+    return list(filter(_at, whole))
 
 
 def entries(path: Path) -> Iterator[Values]:
@@ -235,7 +231,7 @@ def tail(metrics: Path) -> Values:
             values = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and type(values.get("step")) is int:
+        if isinstance(values, dict) and _at(values):
             newest = {k: v for k, v in values.items() if finite(v)} | newest
             if "loss" in newest:
                 break
@@ -245,6 +241,11 @@ def tail(metrics: Path) -> Values:
 def finite(value: Any) -> bool:
     """Whether a value is a number that can be shown."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _at(line: Values) -> bool:
+    """Whether a line says at which step it was written."""
+    return foreign.word_sized(line.get("step"))
 
 
 def _is_measure(line: Values) -> bool:

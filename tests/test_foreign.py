@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from conftest import Dcli
 from pages import left
 
@@ -29,6 +32,110 @@ def test_names_that_refer_to_names_are_not_unfolded(tmp_path: Path) -> None:
     assert foreign.yaml_in(tmp_path / "c.yaml")["c"] == {"b": [1, 2]}
 
 
+def test_what_unfolds_to_too_much_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its nodes are counted, in memory that does not grow with what they unfold to."""
+    made: list[Any] = []
+    maker = yaml.constructor.BaseConstructor
+    monkeypatch.setattr(maker, "construct_document", lambda *a: made.append(a))
+    (tmp_path / "c.yaml").write_text(f"- &a [{'1,' * 9000}]\n- [{'*a,' * 4000}]")
+    tracemalloc.start()
+    try:
+        assert foreign.yaml_in(tmp_path / "c.yaml") is None and not made
+        assert tracemalloc.get_traced_memory()[1] < 8 * 9000 * 4000 / 4
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("loader", [foreign._FAST, foreign._SLOW])
+@pytest.mark.parametrize("item", ["x,", "!!str x,", "[],", "{x},"])
+def test_no_more_nodes_are_parsed_than_a_config_has(loader: Any, item: str) -> None:
+    if loader is None:
+        pytest.skip("PyYAML without libyaml")
+    with pytest.raises(ValueError, match="too many nodes"):
+        foreign._composed(f"[{item * (1 << 15)}", loader)  # its end would be an error
+
+
+def test_yaml_is_parsed_once_and_only_if_it_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a character is what libyaml refuses: only that goes to the slower parser."""
+    parsed: list[int] = []
+    real = foreign._composed
+
+    def composed(text: str, loader: Any) -> Any:
+        parsed.append(len(text))
+        return real(text, loader)
+
+    monkeypatch.setattr(foreign, "_composed", composed)
+    path, half = tmp_path / "c.yaml", r'"\uDCFF"'
+    for text, times in (
+        ("a: [b", 1),
+        ("a: " + "x" * ((1 << 20) - 3), 1),
+        ("a: " + "x" * ((1 << 20) - 2), 0),
+        (f"a: [{half}, " + "x" * (1 << 15) + "]", 1),
+        (f"a: [{half}, " + "x" * (1 << 16) + "]", 0),
+    ):
+        parsed.clear()
+        path.write_text(text)
+        found = foreign.yaml_in(path)
+        assert len(parsed) == times and (found is None) == (times == 0 or len(text) < 9)
+
+
+TAGS = (
+    *("!!bool maybe", '!!int ""', "!!timestamp x", "!!float x", "!!binary é"),
+    *("!!map x", "!!set [1]", "!!python/name:os.system", "{[]: 1}"),
+    *(
+        "[{2020-01-01: 1}]",
+        "1" + ":59" * 4000,
+        "1" * 5000,
+        str(2**63),
+        str(-(2**63) - 1),
+    ),
+    "0x" + "f" * 400,
+)
+
+
+@pytest.mark.parametrize("value", TAGS)
+def test_a_value_that_is_none_spoils_its_config_alone(
+    value: str, tmp_path: Path, dcli: Dcli
+) -> None:
+    runs = tmp_path / "runs"
+    other, _ = left(runs / "other"), left(runs / "sound")
+    with (other / "config.yaml").open("a") as file:
+        file.write(f"extra: {value}\n")
+    assert foreign.yaml_in(other / "config.yaml") is None
+    for words in (("runs", "diff", "runs"), ("report", "runs")):
+        found = dcli(*words)
+        assert found.code == 0, found.err
+
+
+def test_whole_numbers_of_64_bits_are_read(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"[{2**63 - 1}, {-(2**63)}, 1:30, 0b{'1' * 63}]")
+    found = foreign.yaml_in(tmp_path / "c.yaml")
+    assert found == [2**63 - 1, -(2**63), 90, 2**63 - 1]
+
+
+def test_a_step_beyond_64_bits_is_passed_over(tmp_path: Path) -> None:
+    run = left(tmp_path / "a", step=10**400)
+    log = run / "metrics.jsonl"
+    sound = log.read_text()
+    beyond = "".join(f'{{"step": {s}, "loss": 9}}\n' for s in (10**400, -(2**63) - 1))
+    log.write_text(sound + beyond + '{"step": 5, "grad_norm": 1}\n')
+    record = records.Record(run)
+    assert record.status == {"status": "unknown"}
+    assert record.last == {"step": 5, "grad_norm": 1, "loss": 0.25, "loss_t0.5": 2.0}
+    assert [line["step"] for line in record.metrics] == [1, 2, 3, 4, 5]
+
+
+def test_lines_are_let_go_of_as_often_as_one_likes(tmp_path: Path) -> None:
+    record = records.Record(left(tmp_path / "a"))
+    for _ in range(2):
+        record.forget()
+    assert len(record.metrics) == 4
+
+
 def bomb(run: Path) -> None:
     (run / "config.yaml").write_text(BOMB)
     (run / "overrides.yaml").write_text(BOMB)
@@ -38,6 +145,11 @@ def pipe(run: Path) -> None:
     for name in ("metrics.jsonl", "config.yaml", "status.json"):
         (run / name).unlink(missing_ok=True)
         os.mkfifo(run / name)
+
+
+def steps(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": {10**400}, "loss": 1}}\n')
 
 
 def numbers(*values: str):
@@ -51,6 +163,7 @@ def numbers(*values: str):
 FOREIGN = {
     "bomb": bomb,
     "pipe": pipe,
+    "steps beyond floats": steps,
     "a whole number beyond floats": numbers("1" + "0" * 400),
     "numbers that no axis holds": numbers("1e308", "1e308"),
     "the largest numbers": numbers("1e308", "-1e308"),
