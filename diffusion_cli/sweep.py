@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class Job:
         told = self.told
         how = told.get("status", "waiting")
         if how == "failed":
-            how = f"exit {told['code']}"
+            how = f"exit {told.get('code', '?')}"
         return f"job {self.number}: {how}: {plain(told.get('overrides', ()))}"
 
 
@@ -188,8 +188,9 @@ class News:
             with os.scandir(self.home / "jobs") as files:
                 for file in files:
                     if name := _FILE.fullmatch(file.name):
-                        about = file.stat()
-                        marks[int(name[1])] = about.st_ino, about.st_mtime_ns
+                        with suppress(OSError):  # a link to nothing, or just gone
+                            about = file.stat()
+                            marks[int(name[1])] = about.st_ino, about.st_mtime_ns
         except OSError:
             return  # no job has begun
         self._looked = now
@@ -210,10 +211,11 @@ def watched(home: Path, tell: Callable[[str], None]) -> Iterator[None]:
 
     def look() -> None:
         for job, told in news.look():
-            fresh = told.get("ended", 0) > begun and told.get("pid") != os.getpid()
-            if fresh and told["status"] == "failed" and job.number not in seen:
+            ended, theirs = told.get("ended"), told.get("pid") != os.getpid()
+            fresh = isinstance(ended, float) and ended > begun and theirs
+            if fresh and told.get("status") == "failed" and job.number not in seen:
                 seen.add(job.number)
-                tell(f"{job.line()}\n  {told['error']}")
+                tell(f"{job.line()}\n  {told.get('error', '')}")
 
     def loop() -> None:
         while not over.wait(1.0):

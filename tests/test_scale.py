@@ -187,6 +187,35 @@ def test_a_file_that_cannot_be_read_is_looked_at_again(
     assert said(news) == [(0, "done")]
 
 
+def test_a_file_that_cannot_be_found_hides_no_other(tmp_path: Path) -> None:
+    job(tmp_path, 0, "done")
+    (tmp_path / "jobs" / "00007.json").symlink_to("nowhere")
+    job(tmp_path, 8, "failed")
+    news = sweep.News(tmp_path)
+    assert said(news) == [(0, "done"), (8, "failed")] and said(news) == []
+
+
+def test_changes_of_one_time_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks are coarse: neither folder nor file says that it changed."""
+    now, stamp, seen = 100.0, (10**9, 10**9), []
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now)
+    news = sweep.News(tmp_path)
+    one, other = sweep.Job(tmp_path, 0), sweep.Job(tmp_path, 1)
+    for act in (
+        lambda: one.begin([]),
+        lambda: one.end("done", 0, "", None),
+        lambda: other.begin([]),
+    ):
+        act()
+        for path in [*(tmp_path / "jobs").iterdir(), tmp_path / "jobs"]:
+            os.utime(path, ns=stamp)
+        seen += said(news)
+        now += 0.5
+    assert seen == [(0, "running"), (0, "done"), (1, "running")]
+
+
 class Cached(Images):
     """Whatever lies in a folder of the cache."""
 

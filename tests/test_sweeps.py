@@ -7,15 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Dcli
 
-from diffusion_cli import cli, sweep
+from diffusion_cli import cli, launchers, sweep
 from diffusion_cli.errors import DataError
+from diffusion_cli.stop import Stop
 
 SMALL = (
     *("dataset=toy2d", "network.width=8", "network.depth=1", "trainer.batch=8"),
@@ -126,6 +129,67 @@ def test_a_torn_record_is_a_job_that_waits(tmp_path: Path) -> None:
     job.path.parent.mkdir()
     job.path.write_text('{"status": "do')
     assert job.status == "waiting"
+
+
+def failure(home: Path, **more: Any) -> None:
+    """Of a job in another process, an hour from now."""
+    told = {"status": "failed", "ended": time.time() + 3600, "pid": 1, **more}
+    sweep.Job(home, 3)._write({"overrides": ["seed=3"], **told})
+
+
+class Inline:
+    """A thread that has ended when it has started."""
+
+    def __init__(self, target: Callable[[], None], daemon: bool) -> None:
+        self.start = target
+
+    def join(self) -> None:
+        pass
+
+
+def test_a_failure_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often its file changes while somebody looks."""
+
+    class Ticks(threading.Event):
+        left = 4
+
+        def wait(self, timeout: float | None = None) -> bool:
+            failure(tmp_path, code=3, error="no luck")
+            self.left -= 1
+            return self.left == 0
+
+    monkeypatch.setattr(sweep.threading, "Event", Ticks)
+    monkeypatch.setattr(sweep.threading, "Thread", Inline)
+    told: list[str] = []
+    with sweep.watched(tmp_path, told.append):
+        pass
+    assert told == ["job 3: exit 3: seed=3\n  no luck"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"a": 1}', '{"status": "failed", "ended": "x"}', '{"ended": 1e99}']
+)
+def test_a_job_file_that_says_little_ends_no_watch(text: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    with sweep.watched(tmp_path, told.append):
+        failure(tmp_path)  # neither why nor how
+        (tmp_path / "jobs" / "00001.json").write_text(text)
+    assert len(told) == 1 and told[0].startswith("job 3: exit ")
+
+
+@pytest.mark.parametrize("status", sweep.ENDED)
+def test_a_job_that_ended_is_not_waited_for(
+    status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = iter(range(20))
+    monkeypatch.setattr(launchers.time, "sleep", lambda seconds: next(slept))
+    task = launchers.Task(["train"], str(tmp_path), 0, str(tmp_path), "")
+    task.job.begin([])
+    task.job.end(status, 0, "", None)
+    (tmp_path / "jobs" / "00007.json").symlink_to("nowhere")
+    launchers._await([(task, None)], lambda jobs: set(), Stop(), tmp_path / "logs")
 
 
 @pytest.mark.parametrize("package", ["joblib", "submitit"])
