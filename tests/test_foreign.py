@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,25 @@ def test_a_step_beyond_64_bits_is_passed_over(tmp_path: Path) -> None:
     assert record.status == {"status": "unknown"}
     assert record.last == {"step": 5, "grad_norm": 1, "loss": 0.25, "loss_t0.5": 2.0}
     assert [line["step"] for line in record.metrics] == [1, 2, 3, 4, 5]
+
+
+def peak(act: Callable[[], object]) -> int:
+    act()  # imports
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_logs_take_the_memory_of_what_is_looked_at(tmp_path: Path) -> None:
+    """One line as they are gone through, and the last lines for the end."""
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1, "loss": 0.5}\n' * 40_000)
+    size = log.stat().st_size
+    assert peak(lambda: sum(1 for _ in records.entries(log))) < size / 8
+    assert peak(lambda: records.tail(log)) < size / 8
 
 
 def test_lines_are_let_go_of_as_often_as_one_likes(tmp_path: Path) -> None:
