@@ -154,6 +154,7 @@ def test_flips_are_fair_and_equal_wherever_the_data_lives(
     turned = (x0 == upright.flip(-1)).flatten(1).all(1)
     assert torch.equal(turned, ~(x0 == upright).flatten(1).all(1))
     assert 160 < turned.sum() < 240  # four standard deviations
+    assert len(resident._pixels) == 100, "moved twice, mirrored once"
     assert torch.equal(resident.batch(index, rng(400))[0], x0)
     assert torch.equal(resident.batch(index, rng(400))[1]["label"], cond["label"])
     monkeypatch.setattr(images_module, "RESIDENT", 50 * 72 * 2 - 1)
@@ -246,14 +247,27 @@ def test_a_cache_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
         build_once(tmp_path / "file" / "entry", lambda part: None)
 
 
-def test_a_damaged_cache_says_what_to_delete(tmp_path: Path) -> None:
+SHAPES = ["5", "null", '{"a": 1}', "[1, 2, 2.0]", "[2, 2]", "[1, -2, -2]", "[1, 2, 1]"]
+SHAPES += ["[true, 2, 2]", "[1, 2, 3]", "[]", "[0, 2, 2]", "[" * 100_000, ""]
+NO_LABELS = [np.array(4), np.zeros((4, 1), int), np.array(list("abcd")), np.arange(3)]
+
+
+@pytest.mark.parametrize("spoilt", [*SHAPES, *NO_LABELS, b"", b"PK\3\4", 15, 17])
+def test_a_cache_is_as_large_as_it_says(spoilt: Any, tmp_path: Path) -> None:
     table = Table(np.zeros((2, 1, 2, 2), np.uint8), np.arange(2))
     write_table(tmp_path, [table, table])
     assert read_table(tmp_path).pixels.shape == (4, 1, 2, 2)
-    with (tmp_path / "pixels.u8").open("r+b") as file:
-        file.truncate(10)
+    if isinstance(spoilt, np.ndarray):
+        np.save(tmp_path / "labels.npy", spoilt)
+    elif isinstance(spoilt, bytes):
+        (tmp_path / "labels.npy").write_bytes(spoilt)
+    elif isinstance(spoilt, int):
+        (tmp_path / "pixels.u8").write_bytes(bytes(spoilt))
+    else:
+        (tmp_path / "shape.json").write_text(spoilt)
     with pytest.raises(DataError) as caught:
         read_table(tmp_path)
+    assert caught.value.code == "DATA-CACHE"
     assert caught.value.hint == f"rm -r {tmp_path}"
 
 

@@ -45,7 +45,9 @@ class Images(Dataset, ABC):
     x_0 = 2 v / (levels - 1) - 1   for the levels v = 0 .. levels - 1
 
     A set of at most `RESIDENT` bytes moves to the device, beside its mirror images if
-    they are wanted: a batch is then one gather and one normalisation.
+    they are wanted: a batch is then one gather and one normalisation. On the CPU the
+    pixels of a cached set are mapped from its file, read-only: a write into them ends
+    the interpreter. Batches are copies.
 
     Args:
         flip: Mirror each image left to right with probability 1/2.
