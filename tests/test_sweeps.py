@@ -131,10 +131,10 @@ def test_a_torn_record_is_a_job_that_waits(tmp_path: Path) -> None:
     assert job.status == "waiting"
 
 
-def failure(home: Path, **more: Any) -> None:
+def failure(home: Path, number: int = 3, **more: Any) -> None:
     """Of a job in another process, an hour from now."""
     told = {"status": "failed", "ended": time.time() + 3600, "pid": 1, **more}
-    sweep.Job(home, 3)._write({"overrides": ["seed=3"], **told})
+    sweep.Job(home, number)._write({"overrides": ["seed=3"], **told})
 
 
 class Inline:
@@ -157,6 +157,7 @@ def test_a_failure_is_told_once(
 
         def wait(self, timeout: float | None = None) -> bool:
             failure(tmp_path, code=3, error="no luck")
+            failure(tmp_path, 4, code=3, error="told here", pid=os.getpid())
             self.left -= 1
             return self.left == 0
 
