@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -52,6 +56,24 @@ def test_items_keep_their_order_and_unknown_ones_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--total=nan"], "argument --total: wants seconds above 0, not nan"),
+        (["--total=0"], "argument --total: wants seconds above 0, not 0"),
+        (["--total=soon"], "argument --total: wants seconds above 0, not soon"),
+        (["--out=."], "--out wants a file, and . is a folder"),
+        (["tail", "--docs"], "--docs writes the tables of all items"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    words: list[str], said: str, module: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        module("gpu").arguments(words)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "fault"),
     [
         ("sleep 60", "its 1 s are over"),
@@ -70,6 +92,50 @@ def test_an_item_that_fails_is_a_row_with_its_reason(
     until = time.monotonic() + 100
     rows = list(gpu.measured(gpu.Item("tail", 100, 1), True, until, tmp_path / "out"))
     assert rows == [json.loads(row), {"side": "", "fault": fault}]
+
+
+@pytest.mark.parametrize("line", ['{"side": "a"', "hello", "3", '{"ms": 1}'])
+def test_a_line_that_is_no_row_is_a_fault_among_the_others(
+    line: str, module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = module("gpu")
+    row = json.dumps({"side": "kept", "ms": 1})
+    fake = script(tmp_path / "python", f"echo '{line}'; echo '{row}'; exit 3")
+    monkeypatch.setattr(gpu, "python", lambda: fake)
+    until = time.monotonic() + 100
+    rows = list(gpu.measured(gpu.ITEMS["tail"], True, until, tmp_path / "out"))
+    bad, end = ({"side": "", "fault": why} for why in (f"not a row: {line}", "exit 3"))
+    assert rows == [bad, json.loads(row), end]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_item_too(number: signal.Signals, tmp_path: Path) -> None:
+    row = json.dumps({"side": "", "pid": "PID"}).replace('"PID"', "'$$'")
+    fake = script(tmp_path / "python", f"echo '{row}'; exec sleep 60")
+    code = f"""import sys; sys.path.insert(0, {str(BENCH)!r}); import gpu
+gpu.python, gpu.about = lambda: {fake!r}, lambda small: {{}}
+gpu.main(["tail", "--small", "--out", {str(tmp_path / "out")!r}])"""
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # about
+        item = json.loads(process.stdout.readline())["pid"]
+        process.send_signal(number)
+        assert process.wait() == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(item, 0)
+
+
+def test_an_item_ends_by_itself_when_nobody_kills_it(tmp_path: Path) -> None:
+    item = "import time\ndef measure(bench):\n    time.sleep(200)\n    yield"
+    (tmp_path / "endless.py").write_text(item)
+    code = f"""import runpy, sys; sys.path.insert(0, {str(BENCH)!r}); import items
+items.__path__.append({str(tmp_path)!r})
+sys.argv = ["items", "endless", "-9", "picture", "small"]
+runpy.run_path({str(BENCH / "items" / "__main__.py")!r}, run_name="__main__")"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "Timeout" in done.stderr
 
 
 def test_no_item_begins_without_time(module: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import signal
@@ -17,11 +18,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -60,6 +61,7 @@ LEAST = 8  # seconds: less is not enough to import torch and begin
 def main(argv: list[str] | None = None) -> int:
     """Measure what is asked for; 1 if an item ended early."""
     asked = arguments(argv)
+    heed()
     small = asked.small or not cuda()
     if small and not asked.small:
         print("no CUDA device: --small, whose numbers mean nothing", file=sys.stderr)
@@ -69,8 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     with asked.out.open("w") as out:
         tell({"item": "about"} | about(small), rows, out)
         for name in asked.items:
-            for row in measured(ITEMS[name], small, until, asked.out):
-                tell({"item": name} | row, rows, out)
+            with closing(measured(ITEMS[name], small, until, asked.out)) as found:
+                for row in found:
+                    tell({"item": name} | row, rows, out)
     print(f"{asked.out}: {len(rows)} rows", file=sys.stderr)
     if asked.docs and small:
         print(f"{gpu_page.PAGE.name}: left as it is", file=sys.stderr)
@@ -84,14 +87,43 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("items", nargs="*", metavar="ITEM", help=", ".join(ITEMS))
     parser.add_argument("--small", action="store_true", help="on a CPU, a minute each")
-    parser.add_argument("--total", type=float, default=TOTAL, help="seconds for all")
-    parser.add_argument("--out", type=Path, default=HOME / "gpu.jsonl")
-    parser.add_argument("--docs", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--total", type=seconds, default=TOTAL, help="seconds for all")
+    parser.add_argument(
+        "--out", type=Path, default=HOME / "gpu.jsonl", help="a file for the rows"
+    )
+    parser.add_argument(
+        "--docs", action="store_true", help="write the tables of docs/benchmarks.md"
+    )
     asked = parser.parse_args(argv)
     if wrong := set(asked.items) - set(ITEMS):
         parser.error(f"no item {', '.join(wrong)}; there are {', '.join(ITEMS)}")
+    if asked.docs and asked.items:
+        parser.error("--docs writes the tables of all items: leave out ITEM or --docs")
+    if asked.out.is_dir():
+        parser.error(f"--out wants a file, and {asked.out} is a folder")
     asked.items = [name for name in ITEMS if name in asked.items or not asked.items]
     return asked
+
+
+def seconds(text: str) -> float:
+    """A time, of which something is left to measure in."""
+    with suppress(ValueError):
+        found = float(text)
+        if 0 < found < math.inf:
+            return found
+    raise argparse.ArgumentTypeError(f"wants seconds above 0, not {text}")
+
+
+def heed() -> None:
+    """Let a signal to end raise, so that the item that runs ends too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, leave)
+
+
+def leave(number: int, frame: object) -> NoReturn:
+    """Exit as a shell tells of a signal."""
+    sys.exit(128 + number)
 
 
 def tell(row: Row, rows: list[Row], out: TextIO) -> None:
@@ -102,7 +134,7 @@ def tell(row: Row, rows: list[Row], out: TextIO) -> None:
         print(line, file=stream, flush=True)
 
 
-def measured(item: Item, small: bool, until: float, out: Path) -> Iterator[Row]:
+def measured(item: Item, small: bool, until: float, out: Path) -> Generator[Row]:
     """The rows of an item, from a process that ends with its time."""
     limit = min(item.small if small else item.seconds, until - time.monotonic())
     if limit < LEAST:
@@ -117,6 +149,7 @@ def measured(item: Item, small: bool, until: float, out: Path) -> Iterator[Row]:
             stdout=subprocess.PIPE,
             stderr=told,
             text=True,
+            errors="replace",
             start_new_session=True,  # it ends with all that it has started
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         )
@@ -126,21 +159,31 @@ def measured(item: Item, small: bool, until: float, out: Path) -> Iterator[Row]:
         faulty = False
         try:
             for line in process.stdout:
-                row = json.loads(line)
-                faulty = faulty or row["side"] == ""
-                yield row
+                row = read(line)
+                faulty = faulty or (row is not None and row["side"] == "")
+                yield row or {"side": "", "fault": f"not a row: {line.strip()[:60]}"}
             code = process.wait()
         finally:
             late = not over.is_alive()
             over.cancel()
             if process.poll() is None:  # whoever reads the rows has given up
                 end(process.pid)
+                process.wait()
         if late:
             yield {"side": "", "fault": f"its {limit:.0f} s are over"}
         elif code and not faulty:
             told.seek(0)
             last = [f"exit {code}", *told.read().strip().splitlines()][-1]
             yield {"side": "", "fault": last}
+
+
+def read(line: str) -> Row | None:
+    """A row as an item writes it; None if it is none."""
+    with suppress(ValueError):
+        row = json.loads(line)
+        if isinstance(row, dict) and isinstance(row.get("side"), str):
+            return row
+    return None
 
 
 def end(group: int) -> None:

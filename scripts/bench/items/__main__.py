@@ -5,6 +5,7 @@ python scripts/bench/items ITEM SECONDS PICTURE [small]
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -15,11 +16,13 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])
 
 MARGIN = 2  # seconds before the process is killed
+GRACE = 10  # seconds until it ends by itself, should nobody be left to kill it
 
 
 def main(name: str, limit: str, picture: str, *small: str) -> int:
     """Measure; 1 if it ended early, which a last row tells."""
     begun = time.monotonic()
+    faulthandler.dump_traceback_later(float(limit) + GRACE, exit=True)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what packages print must not come between
     import chip

@@ -70,7 +70,7 @@ def at(bench: Bench, ways: dict[str, Way], batch: int, until: float) -> Iterator
 def own(bench: Bench) -> Way:
     """The loop of `dcli sample`, with the model as it rebuilds it."""
     values, device = recipe(bench.small), bench.device
-    model = assemble.model(values, IMAGE).to(device).eval().requires_grad_(False)
+    model = assemble.model(values, IMAGE).onto(device).eval().requires_grad_(False)
     model.around = devices.autocast(device, devices.precision(device, "auto"))
     node = values["sampler"]
     return lambda batch, steps: tuned(drawing(model, node, batch, steps, device), True)
