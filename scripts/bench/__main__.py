@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,18 +20,40 @@ from duel import Fault, Setting
 from goals import ROWS
 
 
-def main() -> int:
-    """Measure the rows asked for; 1 if one of them could not be."""
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """What is asked for; every file of `rows/` enters its rows."""
     for path in sorted((Path(__file__).parent / "rows").glob("[a-z]*.py")):
         importlib.import_module(f"rows.{path.stem}")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--small", action="store_true")
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--threads", type=count, default=1, help="of every process; %(default)s"
+    )
+    parser.add_argument(
+        "--rounds", type=count, default=7, help="of all sides in turn; %(default)s"
+    )
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="tiny sizes, two rounds: that it runs; nothing is written",
+    )
+    asked = parser.parse_args(argv)
     if wrong := set(asked.rows) - set(ROWS):
         parser.error(f"no row {', '.join(wrong)}; there are {', '.join(ROWS)}")
+    return asked
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    with suppress(ValueError):
+        if (found := int(text)) > 0:
+            return found
+    raise argparse.ArgumentTypeError(f"wants a whole number above 0, not {text}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure the rows asked for; 1 if one of them could not be."""
+    asked = arguments(argv)
     setting = Setting(asked.threads, 2 if asked.small else asked.rounds, asked.small)
     failed = False
     for name in asked.rows or ROWS:
@@ -46,7 +69,9 @@ def main() -> int:
             print(f"{told} {result.measured}", *result.faults, sep="\n  ")
         if not setting.small:
             report.keep(name, results, setting, f"python scripts/bench {name} {how}")
-    if not setting.small:
+    if setting.small:
+        print("--small: these numbers mean nothing", file=sys.stderr)
+    else:
         report.tell()
     return int(failed)
 

@@ -70,6 +70,8 @@ def install(peer: Peer) -> dict[str, str]:
     """Its version, or the last line of why there is none."""
     if peer.note.exists():
         return dict(json.loads(peer.note.read_text()))
+    told = f"installing {peer.name} into {peer.home}, which can take minutes"
+    print(told, file=sys.stderr, flush=True)
     venv.create(peer.home, with_pip=True, clear=True)
     own = Path(_ask(peer, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     (own / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")

@@ -25,27 +25,28 @@ STEP = "Scale: a training step, processor time of an image"
 @row("scale_step")
 def steps(setting: Setting) -> list[Result]:
     """Batch, resolution and depth: does time grow as the counted work does?"""
-    batches = (1, 2) if setting.small else (1, 4, 16, 64)
+    batches, usual = ((1,), 1) if setting.small else ((1, 4, 16, 64), 8)
+    sizes = (8,) if setting.small else (16, 32, 64)
+    shapes = ((2, 1, "[1,2]"), (3, 1, "[1,2,2]"), (4, 1, "[1,2,2,2]"))
+    shapes += ((3, 2, "[1,2,2]"), (3, 4, "[1,2,2]"))
     tables: dict[str, dict[str, dict[str, Any]]] = {
         "by batch, small U-Net, 32x32": {
             f"batch {batch}": _words(UNET, batch) for batch in batches
         },
         "by resolution, small U-Net, batch 8": {
-            f"{pixels}x{pixels}": _words(UNET, 8) | {"pixels": pixels}
-            for pixels in ((16, 32) if setting.small else (16, 32, 64))
+            f"{pixels}x{pixels}": _words(UNET, usual) | {"pixels": pixels}
+            for pixels in sizes
         },
         "by depth, small U-Net, batch 8, 32x32": {
             f"{levels} levels of {blocks} blocks": _words(
-                [*UNET, f"network.blocks={blocks}", f"network.multipliers={widths}"], 8
+                [*UNET, f"network.blocks={blocks}", f"network.multipliers={widths}"],
+                usual,
             )
-            for levels, blocks, widths in (
-                *((2, 1, "[1,2]"), (3, 1, "[1,2,2]"), (4, 1, "[1,2,2,2]")),
-                *((3, 2, "[1,2,2]"), (3, 4, "[1,2,2]")),
-            )
+            for levels, blocks, widths in shapes[: 1 if setting.small else None]
         },
         "by depth, DiT of width 192, 256 tokens, batch 8": {
-            f"{depth} blocks": _words([*DIT, f"network.depth={depth}"], 8)
-            for depth in ((1, 2) if setting.small else (3, 6, 12, 24))
+            f"{depth} blocks": _words([*DIT, f"network.depth={depth}"], usual)
+            for depth in ((1,) if setting.small else (3, 6, 12, 24))
         },
     }
     also = ["GFLOP", "GFLOP/s", "MB"]
@@ -85,7 +86,7 @@ def data(setting: Setting) -> list[Result]:
     asked: dict[str, dict[str, Any]] = {
         f"{size:.0e} images": {"length": size} for size in sizes
     }
-    asked["a permutation in memory, 1e+07"] = {
+    asked[f"a permutation in memory, {sizes[-1]:.0e}"] = {
         "of": "own_scale.permuted",
         "length": sizes[-1],
     }
@@ -184,8 +185,10 @@ class Longer(Side):
 def processes(setting: Setting) -> list[Result]:
     """Two processes of one thread each against one, at the same global batch."""
     results = []
-    steps = (2, 4) if setting.small else (20, 80)
-    for batch in (128, 512):
+    steps, batches = (20, 80), (128, 512)
+    if setting.small:
+        steps, batches, setting = (1, 2), (8,), replace(setting, rounds=1)
+    for batch in batches:
         words = ["+exp=digits", "device=cpu", f"trainer.batch={batch}"]
         words += ["every.preview=0", "every.log=10", "every.save=100000"]
         sides: list[Side] = [

@@ -16,6 +16,7 @@ from torch import Tensor
 LARGEST, SMALLEST = 157.4, 0.01  # of c: those of DDPM's 1,000 betas
 CALLS = (6, 8, 10, 15, 20, 30, 50)
 DRAWS, DRAWN = 1, 65_536  # clouds of points, and how many points in each
+FEW = 64  # points where only that it runs counts
 END = 1e-4  # where the exact trajectory is at the data
 Walk = Callable[["Mixture", Tensor, int], Tensor]  # unit noise, calls -> samples
 Once = Callable[[], dict[str, float]]
@@ -114,27 +115,35 @@ def tuning() -> dict[str, Mixture]:
     }
 
 
-def measured(walk: Walk, begin: float, calls: Sequence[int], end: float) -> Once:
+def measured(
+    walk: Walk, begin: float, calls: Sequence[int], end: float, small: bool = False
+) -> Once:
     """Both ways to judge: `apart` if there are numbers of calls, else `judged`."""
-    return apart(walk, begin, calls) if calls else judged(walk, begin, end)
+    if calls:
+        return apart(walk, begin, calls, FEW if small else DRAWN)
+    return judged(walk, begin, end, small)
 
 
-def judged(walk: Walk, begin: float, end: float) -> Once:
+def judged(walk: Walk, begin: float, end: float, small: bool = False) -> Once:
     """Root mean square errors relative to the data, geometric means over CALLS.
 
     Args:
         walk: What is judged.
         begin: c at which it starts: y = begin times the noise.
         end: c at which it is compared; END is the data.
+        small: Few points of one problem, at few calls.
     """
+    chosen, counts = problems(), CALLS
+    if small:
+        chosen, counts = {"8 normals on a circle": circle(FEW)}, CALLS[:2]
 
     def once() -> dict[str, float]:
         numbers = {}
-        for name, problem in problems().items():
+        for name, problem in chosen.items():
             noise = problem.start()
             exact = problem.follow(noise * begin, begin, end)
             logs = []
-            for calls in CALLS:
+            for calls in counts:
                 gap = walk(problem, noise, calls).double() - exact
                 logs.append(float(gap.square().mean().sqrt() / exact.std()))
             numbers[name] = math.exp(sum(map(math.log, logs)) / len(logs))
@@ -144,15 +153,15 @@ def judged(walk: Walk, begin: float, end: float) -> Once:
     return once
 
 
-def apart(walk: Walk, begin: float, calls: Sequence[int]) -> Once:
+def apart(walk: Walk, begin: float, calls: Sequence[int], drawn: int = DRAWN) -> Once:
     """Sliced W2 between clouds of samples and of data on a circle, means of DRAWS."""
 
     def once() -> dict[str, float]:
-        problem = circle(DRAWS * DRAWN)
-        data, noise = problem.draw(1).split(DRAWN), problem.start()
+        problem = circle(DRAWS * drawn)
+        data, noise = problem.draw(1).split(drawn), problem.start()
         numbers = {}
         for count in calls:
-            clouds = walk(problem, noise, count).double().split(DRAWN)
+            clouds = walk(problem, noise, count).double().split(drawn)
             gaps = [sliced(x, y) for x, y in zip(clouds, data, strict=True)]
             numbers[f"{count} calls"] = sum(gaps) / DRAWS
         return numbers
@@ -168,6 +177,6 @@ def sliced(x: Tensor, y: Tensor) -> float:
     return float(gaps.square().mean().sqrt())
 
 
-def another(calls: Sequence[int]) -> Once:
+def another(calls: Sequence[int], small: bool = False) -> Once:
     """Other data in the samples' place: what no sampler can be expected to beat."""
-    return apart(lambda problem, noise, count: problem.draw(2), 1.0, calls)
+    return measured(lambda problem, *_: problem.draw(2), 1.0, calls, END, small)

@@ -11,7 +11,9 @@ from torch import Tensor
 from subjects.exact import END, LARGEST, SMALLEST, Mixture, Once, measured
 
 
-def diffusers(scheduler: str, calls: Sequence[int] = (), **settings: Any) -> Once:
+def diffusers(
+    scheduler: str, calls: Sequence[int] = (), small: bool = False, **settings: Any
+) -> Once:
     """A scheduler around the exact noise, at the noise level that it believes in."""
     import diffusers as package
 
@@ -31,11 +33,15 @@ def diffusers(scheduler: str, calls: Sequence[int] = (), **settings: Any) -> Onc
             x = made.step((x - alpha * mean) / (alpha * c), t, x).prev_sample
         return x
 
-    return measured(walk, begin, calls, END)
+    return measured(walk, begin, calls, END, small)
 
 
 def azula(
-    sampler: str, order: int, calls: Sequence[int] = (), end: float = SMALLEST
+    sampler: str,
+    order: int,
+    calls: Sequence[int] = (),
+    end: float = SMALLEST,
+    small: bool = False,
 ) -> Once:
     """A sampler on the VE path; it stops at its smallest noise, `end` or not."""
     from azula import sample
@@ -60,10 +66,12 @@ def azula(
         )
         return walker(noise * LARGEST)
 
-    return measured(walk, LARGEST, calls, end)
+    return measured(walk, LARGEST, calls, end, small)
 
 
-def k_diffusion(sampler: str, grid: str, calls: Sequence[int] = ()) -> Once:
+def k_diffusion(
+    sampler: str, grid: str, calls: Sequence[int] = (), small: bool = False
+) -> Once:
     """A sampler of k-diffusion with one of its own grids, to 0."""
     from subjects.others import k_diffusion_sampling
 
@@ -78,4 +86,4 @@ def k_diffusion(sampler: str, grid: str, calls: Sequence[int] = ()) -> Once:
         start = noise * LARGEST
         return getattr(sampling, sampler)(denoise, start, sigmas.double(), disable=True)
 
-    return measured(walk, LARGEST, calls, END)
+    return measured(walk, LARGEST, calls, END, small)

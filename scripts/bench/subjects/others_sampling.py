@@ -11,11 +11,11 @@ from subjects.others_training import diffusers_network
 Once = Callable[[], None]
 
 
-def pipeline(steps: int, batch: int, bf16: bool = False) -> Once:
+def pipeline(steps: int, batch: int, bf16: bool = False, small: bool = False) -> Once:
     """Its DDIM pipeline, as its documentation writes it, or under autocast."""
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    drawn = DDIMPipeline(diffusers_network().eval(), DDIMScheduler())
+    drawn = DDIMPipeline(diffusers_network(small).eval(), DDIMScheduler())
     drawn.set_progress_bar_config(disable=True)
 
     def once() -> None:

@@ -33,7 +33,10 @@ class Exact(Denoiser):
 
 
 def errors(
-    sampler: dict[str, Any], tuned: bool = False, calls: Sequence[int] = ()
+    sampler: dict[str, Any],
+    tuned: bool = False,
+    calls: Sequence[int] = (),
+    small: bool = False,
 ) -> Once:
     """A sampler by its node; `tuned` to other trajectories of the same problem."""
 
@@ -42,14 +45,14 @@ def errors(
         walker = samplers.build({**sampler, "steps": calls})
         rng = Rng(0, torch.arange(len(noise)))
         if tuned:
-            _tune(walker, denoiser, noise.shape[1])
+            _tune(walker, denoiser, noise.shape[1], rounds=1 if small else 4)
         *_, x = walker.trajectory(denoiser, noise * LARGEST, rng)
         return x
 
-    return measured(walk, LARGEST, calls, END)
+    return measured(walk, LARGEST, calls, END, small)
 
 
-def _tune(walker: Any, denoiser: Exact, size: int) -> None:
+def _tune(walker: Any, denoiser: Exact, size: int, rounds: int) -> None:
     """As `dcli tune` does, with 64 trajectories of its own."""
     rng = Rng(1, torch.arange(64))
     start = denoiser.process.prior((64, size), rng).double()
@@ -60,5 +63,5 @@ def _tune(walker: Any, denoiser: Exact, size: int) -> None:
         walker.grid = Warped(knots)
         return badness(known.errors(walker))
 
-    *_, (knots, _) = search(bad, rounds=4)
+    *_, (knots, _) = search(bad, rounds)
     walker.grid = Warped(knots)
