@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from duel import Code, Setting, compare
+from duel import Code, Setting, Side, compare, summary
 from goals import Result, contest, row
+from subjects.memory import KEPT, MOST
 
 from diffusion_cli.device import precision
 
@@ -17,17 +20,19 @@ TINY = ["network.channels=32", "network.multipliers=[1,1,1,1]", "network.attenti
 def training(setting: Setting) -> list[Result]:
     """G1, G2 and G3."""
     words = [*WORDS, f"trainer.batch={BATCH}", *(TINY if setting.small else [])]
-    given, size = {"words": words}, {"batch": 1 if setting.small else BATCH}
-    own = Code("dcli", "own_training.step", setting, arguments=given)
-    plain = Code("diffusers, its example", *_peer("diffusers", setting), size)
+    given, size = {"words": words}, _size(setting)
+    own = Code(f"dcli, {bits()}", "own_training.step", setting, arguments=given)
+    plain = Code("diffusers, its example, fp32", *_peer("diffusers", setting), size)
     tuned = Code(
-        "diffusers, tuned",
+        f"diffusers, tuned, {bits()}",
         *_peer("diffusers", setting),
         size | {"tuned": True} | fast(),
     )
+    batch = {"batch": size["batch"]}
+    shape = "denoising-diffusion-pytorch, a network of another shape, fp32"
     others = [
-        Code("torchcfm, its example", *_peer("torchcfm", setting), size),
-        Code("denoising-diffusion-pytorch", *_peer("lucidrains", setting), size),
+        Code("torchcfm, its example, fp32", *_peer("torchcfm", setting), batch),
+        Code(shape, *_peer("lucidrains", setting), batch),
     ]
     if setting.small:
         others = []
@@ -44,6 +49,15 @@ def training(setting: Setting) -> list[Result]:
 def fast() -> dict[str, bool]:
     """The precision that dcli takes here by default, for what is compared in it."""
     return {"bf16": precision(torch.device("cpu"), "auto") == "bf16"}
+
+
+def bits() -> str:
+    """The same as a word."""
+    return "bf16" if fast()["bf16"] else "fp32"
+
+
+def _size(setting: Setting) -> dict[str, int]:
+    return {"batch": 1 if setting.small else BATCH, "small": setting.small}
 
 
 def _peer(name: str, setting: Setting) -> tuple[str, Setting, str]:
@@ -69,32 +83,46 @@ def share(step: float, words: list[str], setting: Setting) -> Result:
 def memory(setting: Setting) -> list[Result]:
     """G15: what recomputing the blocks saves, and what it costs."""
     words = [*WORDS, f"trainer.batch={BATCH}", *(TINY if setting.small else [])]
-    modes = {
-        f"dcli, recompute={mode}": [*words, f"trainer.recompute={mode}"]
+    ours = {
+        f"dcli, {bits()}, recompute={mode}": [*words, f"trainer.recompute={mode}"]
         for mode in ("none", "blocks", "attention")
     }
-    size = {"batch": 1 if setting.small else BATCH}
-    sides = [
-        Code(name, "own_training.memory", setting, arguments={"words": given})
-        for name, given in modes.items()
-    ]
-    peers = [
-        Code(name, *_peer("diffusers", setting), size | {"recompute": recompute})
-        for name, recompute in (("diffusers", False), ("diffusers, recomputing", True))
-    ]
+    theirs = {
+        "diffusers, fp32": {"recompute": False},
+        "diffusers, fp32, recomputing": {"recompute": True},
+    }
+
+    def sides(own: str, other: str, setting: Setting, warm: int) -> list[Side]:
+        """All of them, by functions of `subjects`."""
+        of, size = f"others_training.{other}", _size(setting)
+        found = [
+            Code(name, f"own_training.{own}", setting, None, {"words": given}, warm)
+            for name, given in ours.items()
+        ]
+        return found + [
+            Code(name, of, setting, "diffusers", size | given, warm)
+            for name, given in theirs.items()
+        ]
+
     title = f"Recomputing activations, CIFAR-10 network, batch {BATCH}"
-    result, seen = contest("G15", title, [*sides, *peers], setting)
-    whole, blocks, attention = (seen[side.name]["kept"][0] for side in sides)
-    theirs = [seen[side.name]["kept"][0] for side in peers]
-    times = [result.ratios[side.name]["median"] for side in sides[1:]]
-    cost = (
-        result.ratios[peers[1].name]["median"] / result.ratios[peers[0].name]["median"]
-    )
+    codes = sides("memory", "diffusers", setting, warm=2)
+    result, seen = contest("G15", title, codes, setting)
+    once = replace(setting, rounds=1)
+    peaks, _ = compare(sides("most", "diffusers_most", once, warm=0), once)
+    for name, numbers in peaks.items():
+        result.sides[name][MOST] = summary(numbers[MOST])
+    result.also = [KEPT, MOST]
+    most = " / ".join(f"{peaks[name][MOST][0]:.0f}" for name in ours)
+    whole, blocks, attention = (seen[name][KEPT][0] for name in ours)
+    plain, saving = (seen[name][KEPT][0] for name in theirs)
+    times = [result.ratios[name]["median"] for name in list(ours)[1:]]
+    first, second = (result.ratios[name]["median"] for name in theirs)
     result.measured = (
         f"blocks: {whole / blocks:.1f}x less at {times[0]:.2f}x time ({whole:.1f} to "
         f"{blocks:.1f} MB an image); attention: {whole / attention:.2f}x at "
-        f"{times[1]:.2f}x; diffusers: {theirs[0] / theirs[1]:.1f}x at {cost:.2f}x "
-        f"({theirs[0]:.1f} to {theirs[1]:.1f} MB)"
+        f"{times[1]:.2f}x; diffusers: {plain / saving:.1f}x at "
+        f"{second / first:.2f}x ({plain:.1f} to {saving:.1f} MB); "
+        f"the process needs {most} MB at most without, with blocks, with attention"
     )
     result.met = any(
         whole / each >= 1.6 and took <= 1.06
@@ -108,7 +136,10 @@ def tail(setting: Setting) -> list[Result]:
     """G4: optimiser and average of weights, 35.7 million of them."""
     words = [*WORDS, "optimizer=adamw", *(TINY if setting.small else [])]
     own = Code("dcli", "own_training.tail", setting, arguments={"words": words})
-    peer = Code("diffusers", "others_training.diffusers_tail", setting, "diffusers")
+    small = {"small": setting.small}
+    peer = Code(
+        "diffusers", "others_training.diffusers_tail", setting, "diffusers", small
+    )
     title = "Optimiser and average of weights, 35.7 million weights"
     result, _ = contest("G4", title, [own, peer], setting)
     ratio = result.ratios[peer.name]["median"]

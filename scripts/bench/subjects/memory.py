@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+KEPT, MOST = "MB kept of an image", "MB at most"  # as tables call them
+
 
 class Peak:
     """Megabytes that this process needed at most, beside those it had at first."""

@@ -28,7 +28,18 @@ def diffusers_scheduler(steps: int = 50, batch: int = 1) -> Once:
     """The loop that diffusers' documentation tells to write."""
     from diffusers import DDIMScheduler
 
-    scheduler, network = DDIMScheduler(), Constant(batch)
+    return _scheduled(DDIMScheduler(), steps, batch)
+
+
+def diffusers_ancestral(steps: int = 50, batch: int = 1) -> Once:
+    """The same loop with the scheduler that draws noise at every step."""
+    from diffusers import DDPMScheduler
+
+    return _scheduled(DDPMScheduler(), steps, batch)
+
+
+def _scheduled(scheduler: Any, steps: int, batch: int) -> Once:
+    network = Constant(batch)
 
     @torch.no_grad()
     def once() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subjects.memory import kept
+from subjects.memory import KEPT, MOST, Peak, kept
 
 SHAPE = (3, 32, 32)
 Once = Callable[[], dict[str, float] | None]
@@ -36,11 +37,13 @@ def diffusers(
     device: str = "cpu",
     channels_last: bool = False,
     small: bool = False,
+    counted: bool = True,
 ) -> Once:
     """A step of diffusers' `train_unconditional` example.
 
     Tuned is the same with a fused optimiser and the average by one operation for all
-    tensors: the best of what torch offers to whoever looks for it.
+    tensors: the best of what torch offers to whoever looks for it. Counted is with the
+    megabytes it keeps of each image.
     """
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
@@ -64,25 +67,39 @@ def diffusers(
             out = network(x, t).sample
         return F.mse_loss(out.float(), noise)
 
-    size = kept(loss, weights) / batch
+    size = kept(loss, weights) / batch if counted else 0.0
 
-    def once() -> dict[str, float]:
+    def once() -> dict[str, float] | None:
         loss().backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         rate.step()
         optimizer.zero_grad()
         average.step(weights)
-        return {"kept": size}
+        return {KEPT: size} if counted else None
 
     return once
 
 
-def diffusers_tail() -> Once:
+def diffusers_most(**how: bool | int) -> Once:
+    """The same step, and the megabytes that it and all before it needed at most."""
+    for module in ("models.unets.unet_2d", "schedulers", "training_utils"):
+        import_module(f"diffusers.{module}")  # so that it does not count
+    before = Peak()
+    step = diffusers(**how, counted=False)
+
+    def once() -> dict[str, float]:
+        step()
+        return {MOST: before.megabytes()}
+
+    return once
+
+
+def diffusers_tail(small: bool = False) -> Once:
     """Optimiser and average of weights alone, as in its example."""
     from diffusers.training_utils import EMAModel
 
-    weights = list(diffusers_network().parameters())
+    weights = list(diffusers_network(small).parameters())
     for parameter in weights:
         parameter.grad = 1e-3 * torch.randn_like(parameter)
     optimizer = torch.optim.AdamW(weights, lr=1e-4)

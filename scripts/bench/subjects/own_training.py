@@ -17,7 +17,7 @@ from diffusion_cli.rng import Rng
 from diffusion_cli.settings import TrainerSettings
 from diffusion_cli.state import State
 from diffusion_cli.trainer import Trainer
-from subjects.memory import kept
+from subjects.memory import KEPT, MOST, Peak, kept
 
 Once = Callable[[], dict[str, float] | None]
 IMAGE = Spec((3, 32, 32))
@@ -89,7 +89,21 @@ def memory(words: list[str]) -> Once:
 
     def once() -> dict[str, float]:
         next(steps)
-        return {"kept": size}
+        return {KEPT: size}
+
+    return once
+
+
+def most(words: list[str]) -> Once:
+    """A step, and the megabytes that it and all before it needed at most."""
+    values = composed(words)
+    before = Peak()
+    trainer, state = built(values)
+    steps = trainer.run(state, batches(trainer))
+
+    def once() -> dict[str, float]:
+        next(steps)
+        return {MOST: before.megabytes()}
 
     return once
 
