@@ -157,8 +157,8 @@ def outdated() -> bool:
 
 def jobs(home: Path) -> list[Job]:
     """All that have begun, in their order."""
-    names = sorted(path.stem for path in (home / "jobs").glob("[0-9]*.json"))
-    return [Job(home, int(name)) for name in names]
+    names = (_FILE.fullmatch(path.name) for path in (home / "jobs").glob("*.json"))
+    return [Job(home, number) for number in sorted(int(n[1]) for n in names if n)]
 
 
 class News:

@@ -39,9 +39,10 @@ def run(settings: dict[str, Any], overrides: list[str]) -> None:
 
 def _told(job: sweep.Job) -> dict[str, Any]:
     """What a job's file says; one that runs no more is `killed`."""
-    told = {"job": job.number, **job.told}
+    unsaid = {"status": "unknown", "overrides": [], "code": "?", "error": ""}
+    told = unsaid | job.told | {"job": job.number}
     here = told.get("host") == socket.gethostname() and "slurm" not in told
-    if told.get("status") == "running" and here and not _lives(int(told["pid"])):
+    if told["status"] == "running" and here and not _lives(int(told["pid"])):
         told["status"] = "killed"
     return told
 
