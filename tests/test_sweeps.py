@@ -125,7 +125,11 @@ def test_what_has_no_status(words: list[str], said: str, dcli: Dcli) -> None:
 
 def test_records_that_say_little_are_shown(dcli: Dcli, tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
-    for name, text in (("00002", "{}"), ("10", '{"status": "failed"}'), ("1a", "{}")):
+    for name, text in (
+        ("00002", "{}"),
+        ("00010", '{"status": "failed"}'),
+        ("1a", "{}"),
+    ):
         (tmp_path / "jobs" / f"{name}.json").write_text(text)
     got = dcli("sweep", "status", str(tmp_path))
     assert got.code == 0 and "1 unknown, 1 failed" in got.out, got.err
