@@ -27,7 +27,7 @@ def stall(given: dict[str, list[str]], setting: Setting) -> Result:
     result, _ = contest("G13", title, [own, peer], setting, of="seconds")
     ratio = result.ratios[peer.name]["median"]
     whole = result.sides[own.name]["whole"]["median"]
-    result.measured = f"{ratio:.1f}x; hashed and on the disk after {whole:.1f} s"
+    result.measured = f"{ratio:.2f}x; hashed and on the disk after {whole:.1f} s"
     result.met = ratio >= 8
     return result
 
