@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,15 @@ def test_a_component_of_ones_own(dcli: Dcli, tmp_path: Path) -> None:
     assert "network: `outside` takes no `wdth`; did you mean `width`?" in (
         dcli("check", *words, "network.wdth=3").err
     )
+
+
+def test_a_plugin_is_left_alone_in_its_folder(
+    dcli: Dcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / "own.py").write_text("")
+    assert dcli("check", "dataset=toy2d", "plugins=[own.py]").code == 0
+    assert not (tmp_path / "__pycache__").exists() and not sys.dont_write_bytecode
 
 
 def test_a_broken_plugin_is_named(dcli: Dcli, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ class Child:
                 **env,
             }
             tempfile.tempdir = None
+            sys.dont_write_bytecode = False  # as for most users
             if before:
                 before()
             code = cli.main(list(words))
