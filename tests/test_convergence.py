@@ -128,6 +128,20 @@ def test_the_last_step_of_eab_is_closer_than_the_belief(order):
     assert float((least - end).norm()) > 20 * float((after - end).norm()) > 0
 
 
+@pytest.mark.parametrize("most", [1.5, 5.0, 20.0, 80.0])
+def test_eab_begins_with_the_noise_as_it_was(most, monkeypatch):
+    """At most 0.6 of the error at 8 calls, wherever the trajectory begins."""
+    process = gaussian("karras", sigma_max=most)
+    data, x = NormalData(process, 0.5, m=0.4), process.prior((8, 2), rows(8)).double()
+    exact, found = data.exact(x, number(1.0), number(0.0)), []
+    sampler = build("eab", 8, {"name": "asinh"})
+    for _ in range(2):
+        *_, end = sampler.trajectory(data, x, rows(8))
+        found.append(float((end - exact).norm()))
+        monkeypatch.setattr(type(sampler), "before", lambda self, first: ())
+    assert 0 < found[0] < 0.6 * found[1]
+
+
 def test_with_one_belief_the_last_step_of_eab_returns_it():
     process = gaussian("vp")
     data, x = NormalData(process), process.prior((4, 2), rows(4)).double()

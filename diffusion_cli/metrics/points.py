@@ -57,7 +57,7 @@ def compared(
         f"{size} samples against {size} data; floor: {size} other data in their place"
     ]
     if size < n:
-        notes.append(f"n = {n} needs {2 * n} data; there are {2 * size}")
+        notes.append(f"n = {n} needs {2 * n} data; there are enough for {size}")
     return Result(values, notes=tuple(notes))
 
 

@@ -88,7 +88,7 @@ class EAB(Multistep):
         steps: int = 25,
         order: int = 4,
         correct: bool = False,
-        scale: float = 0.02,
+        scale: float = 0.04,
     ) -> None:
         super().__init__(grid, steps, order, correct)
         require(scale > 0, "scale", scale, "> 0")
@@ -104,6 +104,9 @@ class EAB(Multistep):
         self, nodes: tuple[float, ...], now: float, later: float
     ) -> tuple[float, ...]:
         return _hyperbolic(nodes, later, now)
+
+    def before(self, first: Node) -> Sequence[Node]:
+        return [first._replace(at=first.at + gap) for gap in range(1, self.values)]
 
     def factors(self, a: Numbers, b: Numbers) -> tuple[float, float]:
         return b.alpha / a.alpha, -b.alpha * self.scale

@@ -77,9 +77,9 @@ class Node(NamedTuple):
 class Multistep(Sampler):
     """Shared loop: remember the last beliefs, step with their weights.
 
-    The first steps use what there is. A belief at infinite noise (alpha = 0) is no node
-    of a polynomial. The last step, to t = 0, returns the belief unless a method knows
-    better.
+    The first steps use what there is, and what a method knows of the past. A belief at
+    infinite noise (alpha = 0) is no node of a polynomial. The last step, to t = 0,
+    returns the belief unless a method knows better.
 
     A corrected method repeats its last step once the belief at the step's end is known,
     with a polynomial that runs through it too: one order more, no further call.
@@ -108,7 +108,10 @@ class Multistep(Sampler):
             q = denoiser(x, t)
             a, b = process.numbers(t), process.numbers(s)
             if a.alpha > 0:
-                past.appendleft(Node(self.place(a), self.value(q.mean, x, a)))
+                node = Node(self.place(a), self.value(q.mean, x, a))
+                past.appendleft(node)
+                if len(past) == 1:
+                    past.extend(self.before(node))
                 if self.correct:
                     x = self.advance(*origin, a, past) if origin else x
                     origin = x, a
@@ -132,6 +135,10 @@ class Multistep(Sampler):
         for weight, node in zip(weights, past, strict=True):
             x = torch.add(x, node.value, alpha=gain * weight)
         return x
+
+    def before(self, first: Node) -> Sequence[Node]:
+        """What is known of the past of the first node, latest first: nothing."""
+        return ()
 
     def begin(self, x: Tensor, mean: Tensor, a: Numbers, b: Numbers) -> Tensor:
         """x_s from x_t where alpha_t = 0: with one belief the step is DDIM's."""

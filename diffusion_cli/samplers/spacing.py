@@ -155,7 +155,7 @@ class Asinh(NoiseGrid):
 
     def __init__(
         self,
-        scale: float = 0.02,
+        scale: float = 0.025,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
     ) -> None:

@@ -41,9 +41,11 @@ def nodes() -> Iterator[tuple[str, dict[str, Any]]]:
     """What is compared, without `steps`."""
     for order in (1, 2, 3, 4):
         yield f"`eab` {order}", {"name": "eab", "order": order, "grid": ASINH}
-    for scale in (0.01, 0.03, 0.1, 0.3):
+    for scale in (0.02, 0.1, 0.3):
+        yield f"`eab` 4, scale {scale}", {"name": "eab", "scale": scale, "grid": ASINH}
+    for scale in (0.01, 0.02, 0.05):
         grid = {**ASINH, "scale": scale}
-        yield f"`eab` 4, scale {scale}", {"name": "eab", "scale": scale, "grid": grid}
+        yield f"`eab` 4, grid {scale}", {"name": "eab", "grid": grid}
     yield "`eab` 4, `rho` 20", {"name": "eab", "grid": RHO}
     yield "`eab` 4, `log_sigma`", {"name": "eab", "grid": EVEN}
     for order in (2, 3):
