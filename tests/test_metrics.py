@@ -117,7 +117,7 @@ def test_halves_are_disjoint_and_small_data_shrink_them():
     result = build("w2", n=100)(subject(data, torch.zeros(100, 1)))
     assert result.values["w2"] == pytest.approx(math.sqrt(6))  # of 0 .. 4 to 0
     assert result.values["w2_floor"] == pytest.approx(5)
-    assert any("200 data; there are 10" in note for note in result.notes)
+    assert any("200 data; there are enough for 5" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("name", ALL)
