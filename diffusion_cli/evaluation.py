@@ -113,6 +113,7 @@ class Trained(Subject):
             weights=values["weights"],
             device=self.device,
             network_precision=values["precision"],
+            replayed=values["graphs"],
         )
 
     def data(self, n: int | None, first: int = 0) -> Iterator[Batch]:

@@ -56,6 +56,7 @@ class Judge:
             "seed": config["seed"],
             "precision": "auto",
             "dtype": "float32",
+            "graphs": False,  # the memory is the run's
         }
         self.data: Config = config["dataset"]
         self.nodes = several(self.values) if config["metric"] else []

@@ -12,6 +12,7 @@ from diffusion_cli.checkpoint import Checkpoint
 from diffusion_cli.core import Spec
 from diffusion_cli.denoiser import Denoiser, Model
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.graphs import recorder, replay
 from diffusion_cli.place import Place, kind, stored, trained
 from diffusion_cli.registry import ROLES, Node
 from diffusion_cli.samplers import Sampler
@@ -39,6 +40,7 @@ def rebuild(
     device: torch.device | None = None,
     network_precision: str = "auto",
     start: float | None = None,
+    replayed: bool = False,
 ) -> Rebuilt:
     """The model of a checkpoint, its sampler and its guidance.
 
@@ -52,6 +54,7 @@ def rebuild(
         device: Where to compute; the CPU if not given.
         network_precision: Precision of the network alone.
         start: Time at which sampling starts instead of t = 1.
+        replayed: Whether CUDA graphs replay the networks, on a device that has them.
     """
     device = device or torch.device("cpu")
     model = trained(found, weights, device, network_precision)
@@ -76,6 +79,8 @@ def rebuild(
         walk = {**walk, "steps": built.steps}
     denoiser = assemble.guided(model, guide, found.config, context).eval()
     assemble.harmonious(built, denoiser, walk["name"])
+    if replayed and (records := recorder(device)):
+        replay([m.network for m in (model, *context.models)], records)
     chosen = {"sampler": walk, "guidance": guide}
     return Rebuilt(model, built, denoiser, chosen, context)
 

@@ -39,6 +39,7 @@ class SampleSettings:
         devices: Processes that draw, each with a device of its own.
         precision: Precision of the network alone.
         dtype: Precision of the solver's state.
+        graphs: Replay the network as CUDA graphs where batches are small.
         plugins: Python files or modules to import first.
         tries: How often a job of a sweep is tried.
     """
@@ -64,6 +65,7 @@ class SampleSettings:
     devices: int = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    graphs: bool = True
     plugins: list[str] = field(default_factory=list)
     tries: int = 3
 
@@ -119,6 +121,7 @@ class EvalSettings:
         devices: Processes that draw and measure, each with a device of its own.
         precision: Precision of the network alone.
         dtype: Precision of the sampler's state.
+        graphs: Replay the network as CUDA graphs where batches are small.
         cache: Where features of data, classifiers and weights are kept for all runs.
         plugins: Python files or modules to import first.
         tries: How often a job of a sweep is tried.
@@ -138,6 +141,7 @@ class EvalSettings:
     devices: int = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    graphs: bool = True
     cache: str = "~/.cache/dcli"
     plugins: list[str] = field(default_factory=list)
     tries: int = 3

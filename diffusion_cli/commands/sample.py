@@ -41,6 +41,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
             weights=values["weights"],
             device=device,
             network_precision=values["precision"],
+            replayed=values["graphs"],
             start=values["severity"] if values["restore"] else None,
         )
         devices.tune(device, deterministic=False)
