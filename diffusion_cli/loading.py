@@ -23,6 +23,7 @@ from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.errors import ConfigError, DataError, DcliError, WorkerError
 from diffusion_cli.rng import Rng, shuffled
+from diffusion_cli.transfer import Transfer
 
 AHEAD = 2**16  # indices that are shuffled in one go
 PATIENCE = 300  # seconds a worker may take for one micro-batch
@@ -185,16 +186,13 @@ def _loaded(
         generator=torch.Generator(),  # it draws a seed, which must not be a global one
         worker_init_fn=_silence,
     )
+    move = Transfer(device)
     try:
         for found in loader:
             if isinstance(found, DcliError):
                 raise found
-            x0, cond, rows = found
-            yield MicroBatch(
-                x0.to(device, non_blocking=True),
-                {key: c.to(device, non_blocking=True) for key, c in cond.items()},
-                rows.to(device, non_blocking=True),
-            )
+            x0, rows, *values = move(found.x0, found.rows, *found.cond.values())
+            yield MicroBatch(x0, dict(zip(found.cond, values, strict=True)), rows)
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise
