@@ -164,6 +164,45 @@ def test_tables_replace_what_is_between_the_marks(
     assert "`gpu.py`, today.  \na GPU. dcli 1.0, python 1.0" in text
 
 
+TRAINED = {
+    "dcli, as its config runs it": {"img/s": 8000.0, "time, dcli = 1": 1.0},
+    "diffusers, its example, fp32": {"img/s": 2000.0, "time, dcli = 1": 4.0},
+    "diffusers, bf16, channels_last, fused": {"img/s": 5e3, "time, dcli = 1": 1.6},
+}
+DRAWN = {
+    "dcli": {"ms": 40.0, "time, dcli = 1": 1.0},
+    "dcli, graphs=false": {"ms": 120.0, "time, dcli = 1": 3.0},
+    "DDIMPipeline, fp32": {"ms": 200.0, "time, dcli = 1": 5.0},
+}
+
+
+def seen(item: str, batch: int, sides: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"item": item, "side": side, "batch": batch} | numbers
+        for side, numbers in sides.items()
+    ]
+
+
+def test_the_goals_of_a_gpu_are_judged_from_the_rows(module: Any) -> None:
+    rows = [*seen("training", 512, TRAINED), *seen("sampling", 1, DRAWN)]
+    rows += seen("training", 512, {"dcli, as its config runs it": {"img/s": 1.0}})
+    first, second = module("gpu_page").judged(rows)[2:]
+    measured = "4x, 1.6x of its best, 8,000 img/s"
+    assert first.startswith("| G16 |") and first.endswith(f"| {measured} | met |")
+    assert second.startswith("| G17 |") and second.endswith("| 5x | met |")
+    slower = TRAINED | {"dcli, as its config runs it": {"img/s": 7400.0}}
+    near = DRAWN | {"DDIMPipeline, fp32": {"time, dcli = 1": 3.9}}
+    rows = [*seen("training", 512, slower), *seen("sampling", 1, near)]
+    assert all(x.endswith("not met |") for x in module("gpu_page").judged(rows)[2:])
+
+
+def test_a_goal_without_its_rows_is_not_judged(module: Any) -> None:
+    rows = [*seen("training", 128, TRAINED), *seen("sampling", 16, DRAWN)]
+    rows.append({"item": "sampling", "side": "dcli", "batch": 1, "fault": "memory"})
+    lines = module("gpu_page").judged(rows)[2:]
+    assert len(lines) == 2 and all("| - | not measured |" in x for x in lines)
+
+
 def test_the_page_has_the_marks(module: Any) -> None:
     page = module("gpu_page")
     text = page.PAGE.read_text()

@@ -18,18 +18,20 @@ from torch import Tensor
 from diffusion_cli import assemble
 from diffusion_cli import device as devices
 from diffusion_cli.denoiser import Model
+from diffusion_cli.graphs import recorder, replay
 from diffusion_cli.rng import Rng
 
 STEPS, PROFILED = 50, 10
 BATCHES = (1, 16, 256)
-OWN = "dcli"
+OWN, EAGER = "dcli", "dcli, graphs=false"
 Way = Callable[[int, int], Once]  # by batch and steps
 
 
 def measure(bench: Bench) -> Iterator[Row]:
     """Latency, rate, and how long the device has nothing to do in a step."""
     makers: dict[str, Callable[[], Way]] = {
-        OWN: partial(own, bench),
+        OWN: partial(own, bench, graphs=True),
+        EAGER: partial(own, bench, graphs=False),
         "DDIMPipeline, fp32": partial(other, bench, fast=False),
         "DDIMPipeline, bf16, channels_last": partial(other, bench, fast=True),
     }
@@ -44,7 +46,6 @@ def measure(bench: Bench) -> Iterator[Row]:
         until = bench.until - bench.left() * (1 - 1 / (len(batches) - number))
         yield from at(bench, ways, batch, until)
         free(bench.device)
-    yield {"side": "dcli, in a CUDA graph", "fault": "not offered"}
 
 
 def at(bench: Bench, ways: dict[str, Way], batch: int, until: float) -> Iterator[Row]:
@@ -67,11 +68,14 @@ def at(bench: Bench, ways: dict[str, Way], batch: int, until: float) -> Iterator
         yield row
 
 
-def own(bench: Bench) -> Way:
+def own(bench: Bench, graphs: bool) -> Way:
     """The loop of `dcli sample`, with the model as it rebuilds it."""
     values, device = recipe(bench.small), bench.device
     model = assemble.model(values, IMAGE).onto(device).eval().requires_grad_(False)
     model.around = devices.autocast(device, devices.precision(device, "auto"))
+    record = recorder(device) if graphs else None
+    if record is not None:
+        replay([model.network], record)
     node = values["sampler"]
     return lambda batch, steps: tuned(drawing(model, node, batch, steps, device), True)
 
