@@ -91,7 +91,7 @@ class _Replayed:
         given = [*inputs, *cond.values()]
         if self.over or not self._suits(given):
             return self.eager(*inputs, **cond)
-        kind = _kind(given, (len(inputs), *cond))
+        kind = _kind(given, tuple(cond))
         if kind not in self.recorded and kind not in self.seen:
             out = self.eager(*inputs, **cond)
             self._keep(kind, given)
@@ -171,7 +171,7 @@ class _Arguments(NamedTuple):
         return forward(*inputs[: self.placed], **dict(named))
 
 
-def _kind(given: list[Tensor | None], names: tuple[int | str, ...]) -> Hashable:
+def _kind(given: list[Tensor | None], names: tuple[str, ...]) -> Hashable:
     device = next(tensor.device.type for tensor in given if tensor is not None)
     return (
         *names,

@@ -206,9 +206,35 @@ def test_a_value_that_is_written_into_the_record_is_found(
         return lambda: out
 
     network, plain = replayed(baked)
-    for seed in range(3):
+    for seed in range(2):
         assert torch.equal(network(*given(seed)), plain(*given(seed)))
     assert "other numbers" in warned()[0]
+
+
+class Named(Network):
+    """Two conditions of one shape, which do not mean the same."""
+
+    def forward(
+        self,
+        x: Tensor,
+        level: Tensor,
+        label: Tensor | None = None,
+        extra: Tensor | None = None,
+    ) -> Tensor:
+        x = x if label is None else x + label[:, None, None, None]
+        return x if extra is None else x * extra[:, None, None, None]
+
+
+def test_a_condition_is_told_from_another_by_its_name() -> None:
+    recorder, network, plain = Rerun(), Named().eval(), Named()
+    graphs.replay([network], recorder)
+    for seed in range(4):
+        x, level = given(seed)
+        for name in ("label", "extra"):
+            named = {name: level + 2}
+            assert torch.equal(network(x, level, **named), plain(x, level, **named))
+        assert torch.equal(network(x, level, level), plain(x, level, level))
+    assert recorder.recorded == 3
 
 
 class Switched(Network):
