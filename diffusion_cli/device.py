@@ -49,9 +49,15 @@ def label(device: torch.device) -> str:
 
 
 def tune(device: torch.device, deterministic: bool) -> None:
-    """Set what torch keeps for the whole program: tensor cores, or exact repetition."""
+    """Set what torch keeps for the whole program: tensor cores, or exact repetition.
+
+    On a CPU, which repeats exactly at a given number of threads: memory. glibc takes
+    the largest block that was freed, below 32 MiB, for the size of what comes and goes;
+    it then keeps twice as much, where each batch would wait for new pages otherwise.
+    """
     if device.type != "cuda":
-        return  # the CPU repeats exactly at a given number of threads
+        torch.empty(31 * 2**20, dtype=torch.uint8)  # never touched, freed at once
+        return
     torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high")  # TF32
     torch.backends.cudnn.allow_tf32 = True

@@ -22,7 +22,7 @@ from diffusion_cli import failpoints
 from diffusion_cli.core import Spec
 from diffusion_cli.datasets import Dataset
 from diffusion_cli.errors import ConfigError, DataError, DcliError, WorkerError
-from diffusion_cli.rng import Rng, shuffled
+from diffusion_cli.rng import Ahead, Rng, shuffled
 from diffusion_cli.transfer import Transfer
 
 AHEAD = 2**16  # indices that are shuffled in one go
@@ -100,11 +100,10 @@ class _Order(NamedTuple):
     def rng(self, step: int, rows: Tensor) -> Rng:
         return Rng(self.seed, rows, step).child("augment")
 
-    def micro(
-        self, data: Dataset, index: Tensor, step: int, rows: Tensor, first: bool
-    ) -> MicroBatch:
+    def micro(self, data: Dataset, index: Tensor, rng: Rng, first: bool) -> MicroBatch:
         """The samples at `index`; the first of a step bring its reference."""
-        x0, cond = data.batch(index, self.rng(step, rows))
+        x0, cond = data.batch(index, rng)
+        rows, step = rng.rows, rng.step
         if self.reference and first:
             drawn = torch.arange(self.reference, device=rows.device)
             rng = Rng(self.seed, drawn, step).child("reference")
@@ -120,15 +119,15 @@ def _resident(
 ) -> Iterator[MicroBatch]:
     parts = torch.arange(order.batch, device=device)
     parts = parts.view(order.size, -1, order.micro_batch)
+    rngs = [Ahead(order.rng(first, rows)) for rows in parts[order.rank]]
     stride = max(1, AHEAD // order.batch)  # the walk of `shuffled` waits for the device
     for start in range(first, last, stride):
         stop = min(last, start + stride)
         place = torch.arange(start * order.batch, stop * order.batch, device=device)
         steps = order.samples(place).view(-1, *parts.shape)[:, order.rank]
         for step, chosen in enumerate(steps, start):
-            own = zip(parts[order.rank], chosen, strict=True)
-            for part, (rows, index) in enumerate(own):
-                yield order.micro(data, index, step, rows, first=part == 0)
+            for part, (rng, index) in enumerate(zip(rngs, chosen, strict=True)):
+                yield order.micro(data, index, rng.at(step), first=part == 0)
 
 
 class _Task(NamedTuple):
@@ -149,7 +148,7 @@ class _Requests(TorchDataset[MicroBatch | DcliError]):
         try:
             failpoints.hit("data.item", task.step)
             first = task.row == self.order.starts.start
-            return self.order.micro(self.data, index, task.step, rows, first)
+            return self.order.micro(self.data, index, rng, first)
         except Exception as error:  # a data set may raise anything; workers lose types
             return self._blame(index, rng, error)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -18,3 +22,32 @@ def test_a_cuda_device_has_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.choose("cuda:1") == torch.device("cuda:1")
     assert [devices.choose("auto", local).index for local in (0, 1, 2)] == [0, 1, 0]
     assert devices.choose("cpu") == torch.device("cpu")
+
+
+FAULTS = """
+import resource, torch
+from diffusion_cli import device
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def rounds(count):
+    for _ in range(count):
+        held = [torch.ones(2**19) for _ in range(6)]  # 2 MiB each
+        while held:
+            held.pop()
+
+device.tune(torch.device("cpu"), deterministic=False)
+rounds(3)
+before = faults()
+rounds(20)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_a_tuned_cpu_uses_its_pages_again() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True
+    )
+    assert int(done.stdout) < 20 * 6 * 2**21 / 4096 / 100, done.stderr

@@ -1,9 +1,12 @@
 """Randomness is a function of (seed, stream, step, sample), whatever the split."""
 
+import hashlib
+
 import pytest
 import torch
 
-from diffusion_cli.rng import Rng, philox, shuffled
+from diffusion_cli import rng as module
+from diffusion_cli.rng import Ahead, Rng, philox, shuffled
 
 VECTORS = [  # the known answers of Random123 for philox4x32-10
     ([0, 0, 0, 0], 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -20,6 +23,19 @@ VECTORS = [  # the known answers of Random123 for philox4x32-10
 def test_philox_gives_the_known_answers(counter, seed, answer):
     words = philox([torch.tensor(word) for word in counter], seed)
     assert " ".join(f"{int(word):08x}" for word in words) == answer
+
+
+def test_numpy_and_torch_give_the_same_words():
+    """In more pieces than one, the last of them short, and from more than 32 bits."""
+    rows = torch.tensor([0, 9, 2**32 - 1, 9, 2**40 + 3, 9, -1, 9])[::2, None]
+    element = torch.arange(module._AT_ONCE // 3)
+    for seed in (0, 5, 2**62 + 7, 2**63 - 1):
+        for count in (1, 3, 4):
+            asked = ((element, rows, 2**31 + 5, -1), seed, count)
+            words = module._by_numpy(*asked)
+            assert words.shape == (4, len(element), count)
+            assert torch.equal(words, module._by_torch(*asked))
+    assert module._by_numpy((element[:0], 1, 2, 3), 0, 4).shape == (0, 4)
 
 
 def test_a_sample_does_not_depend_on_its_batch():
@@ -69,3 +85,65 @@ def test_permutations_spread_uniformly():
     landed = shuffled(torch.arange(4000) * 16, 16, seed=0).bincount(minlength=16)
     statistic = ((landed - 250) ** 2 / 250).sum()
     assert statistic < 37.7  # 0.1 % quantile
+
+
+# of the numbers that runs were drawn with
+DRAWS = "85b44a8c7ac31dd952666af72b5db09f11762bf091b6e12c2b259182696bc80c"
+
+
+def test_runs_of_earlier_versions_draw_the_same_numbers():
+    """Exact integers and uniforms, whatever the shape; normals are tested below."""
+    seen = hashlib.sha256()
+    rows = torch.tensor([0, 9, 2**32 + 3, 9, 5, 9])[::2]
+    for seed in (0, 7, 2**63 - 1):
+        for step, stream in ((0, 0), (16, 99), (2**40 + 3, 2**32 - 1)):
+            rng = Rng(seed, rows, step, stream)
+            draws = [rng.words(count) for count in (1, 4, 67)]
+            draws += [rng.uniform((3, 5)), rng.child("a").integers(10, (3, 2, 2))]
+            for draw in (*draws, rng.shared().words(3)):
+                seen.update(draw.contiguous().numpy().tobytes())
+        for length in (1, 3, 1797, 50_000, 2**33 + 1):
+            place = torch.arange(2**45, 2**45 + 300)
+            seen.update(shuffled(place, length, seed).numpy().tobytes())
+    assert seen.hexdigest() == DRAWS
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 5), (3, 2, 4, 9), (3, 3, 32, 32)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_normals_are_box_mullers_of_the_uniforms(shape, dtype):
+    rng = Rng(3, torch.tensor([0, 9, 4]), step=8)
+    count = torch.Size(shape[1:]).numel()
+    one, two = rng.uniform((3, (count + 1) // 2, 2)).unbind(-1)
+    radius, angle = (-2 * one.log()).sqrt(), 2 * torch.pi * two
+    both = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
+    wanted = both.flatten(1)[:, :count].to(dtype).reshape(shape)
+    assert torch.equal(rng.normal(shape, dtype), wanted)
+
+
+def test_numbers_made_ahead_are_the_same():
+    rows = torch.tensor([7, 3, 2**33])
+    plain, ahead = Rng(5, rows), Ahead(Rng(5, rows))
+    far = module._AT_ONCE // 3
+    for step in (0, 1, 2, far - 1, far, 5 * far, 3, 2**32 - 1, 2**32, 2**32 + 1):
+        for name in ("a", "b"):
+            for count in (1, 3, 4, 5):
+                one, two = (r.child(name).at(step) for r in (plain, ahead))
+                assert torch.equal(one.words(count), two.words(count))
+                two.words(count).zero_()  # what a caller does to them stays its own
+            assert torch.equal(one.normal((3, 2)), two.normal((3, 2)))
+            assert torch.equal(one.of(rows[1:]).words(2), two.of(rows[1:]).words(2))
+            assert torch.equal(one.shared().words(2), two.shared().words(2))
+
+
+def test_numbers_made_ahead_take_few_calls(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        module,
+        "_by_numpy",
+        lambda *a, real=module._by_numpy: asked.append(a) or real(*a),
+    )
+    ahead = Ahead(Rng(5, torch.arange(128)))
+    for step in range(module._AT_ONCE // 128):
+        ahead.at(step).child("flip").words(1)
+    assert len(asked) == 1
+    assert len(Ahead(Rng(0, torch.arange(0))).words(2)) == 0

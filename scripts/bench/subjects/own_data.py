@@ -10,6 +10,7 @@ import torch
 
 from diffusion_cli.datasets.images import Images, image_spec
 from diffusion_cli.datasets.tables import Table
+from diffusion_cli.device import tune
 from diffusion_cli.loading import batches
 
 Once = Callable[[], dict[str, float]]
@@ -34,6 +35,7 @@ def resident(
 ) -> Once:
     """Seconds for an image, of batches that a training step could take as they are."""
     data, place = Noise(count), torch.device(device)
+    tune(place, deterministic=False)  # as every command does
     data.prepare()
 
     def once() -> dict[str, float]:
