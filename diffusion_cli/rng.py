@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in 32 bits
+_CASES = 2**12  # cases of a round, whose words are made for one position too
 _AT_ONCE = 2**14  # counters, whose temporary numbers stay in the cache
 
 
@@ -215,19 +216,25 @@ def shuffled(index: Tensor, length: int, seed: int) -> Tensor:
     """Where a random permutation of `0 .. length - 1` sends each position, (B,) int64.
 
     Element `i` of epoch `i // length`: a four-round Feistel network on the smallest
-    even number of bits, walked along its cycle until it lands inside; O(1) memory, so
-    order and resume are arithmetic (Black and Rogaway 2002, "Ciphers with arbitrary
-    finite domains").
+    even number of bits, walked along its cycle until it lands inside; no list of the
+    elements, so order and resume are arithmetic (Black and Rogaway 2002, "Ciphers with
+    arbitrary finite domains"). A round sees half of the bits: if that leaves few cases,
+    at most as many as positions, their words are made once and looked up.
     """
     epoch, position = index // length, index % length
     half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
     outside = torch.arange(len(index), device=index.device)  # those that still walk
+    begun, cases = _cases(epoch, half, seed, max(len(index), _CASES))
     era, walking = epoch, position
     while len(outside):
         left, right = walking >> half, walking & mask
+        place = (era - begun) << half
         for turn in range(4):
-            mixed = philox((right, turn, era & _MASK, era >> 32), seed, 1)[..., 0]
+            if cases is None:
+                mixed = philox((right, turn, era & _MASK, era >> 32), seed, 1)[..., 0]
+            else:
+                mixed = cases[turn].index_select(0, place + right)
             left, right = right, mixed.bitwise_and_(mask).bitwise_xor_(left)
         walking = (left << half).bitwise_or_(right)
         position.index_copy_(0, outside, walking)
@@ -236,3 +243,21 @@ def shuffled(index: Tensor, length: int, seed: int) -> Tensor:
             x.index_select(0, still) for x in (outside, era, walking)
         )
     return position
+
+
+def _cases(epoch: Tensor, half: int, seed: int, most: int) -> tuple[int, Tensor | None]:
+    """The first epoch, and the words of a Feistel network for what a round may see.
+
+    int64 (4, epochs 2^half), None if these are more than `most` numbers a round.
+    """
+    if not len(epoch):
+        return 0, None
+    begun, end = torch.stack(epoch.aminmax()).tolist()
+    total = (end - begun + 1) << half
+    if total > most:
+        return begun, None
+    every = torch.arange(total, device=epoch.device)
+    era, turns = begun + (every >> half), torch.arange(4, device=epoch.device)
+    right = every & ((1 << half) - 1)
+    counter = (right, turns[:, None], era & _MASK, era >> 32)
+    return begun, philox(counter, seed, 1)[..., 0]

@@ -80,6 +80,28 @@ def test_an_epoch_is_a_permutation(length):
         assert not torch.equal(first, shuffled(torch.arange(length), length, seed=2))
 
 
+@pytest.mark.parametrize("length", [1, 3, 100, 1797, 50_000])
+def test_words_that_are_looked_up_change_no_order(length, monkeypatch):
+    index = torch.arange(700) + 2**35 - 300  # over several epochs of short sets
+    calls = []
+    monkeypatch.setattr(
+        module, "philox", lambda *a, real=philox: calls.append(a) or real(*a)
+    )
+    found = shuffled(index, length, seed=5)
+    assert len(calls) == 1
+    apart = torch.cat([shuffled(one, length, seed=5) for one in index.split(50)])
+    assert torch.equal(found, apart)
+    monkeypatch.setattr(module, "_CASES", 0)
+    few = index[:1]  # fewer positions than cases: none is looked up
+    calls.clear()
+    assert torch.equal(shuffled(few, length, seed=5), found[:1])
+    assert len(calls) >= 4
+
+
+def test_no_positions_are_no_elements():
+    assert shuffled(torch.arange(0), 10, seed=0).tolist() == []
+
+
 def test_permutations_spread_uniformly():
     """Where element 0 lands over many epochs: chi-square with 15 degrees of freedom."""
     landed = shuffled(torch.arange(4000) * 16, 16, seed=0).bincount(minlength=16)
