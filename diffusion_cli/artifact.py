@@ -68,8 +68,11 @@ def verify(folder: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise broken(folder, "manifest.json lists no files")
-    with ThreadPoolExecutor(_HASHING) as pool:
-        for _ in pool.map(lambda name: _verify(folder, name, files[name]), files):
+    sizes = {name: _measure(folder, name, files[name]) for name in files}
+    # the largest first: no processor is left with it when all others are done
+    order = sorted(files, key=lambda name: -sizes[name])
+    with ThreadPoolExecutor(min(_HASHING, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(lambda name: _verify(folder, name, files[name]), order):
             pass
     return manifest
 
@@ -182,18 +185,24 @@ def _swap(staged: Path, target: Path) -> None:
         staged.replace(target)
 
 
-def _verify(folder: Path, name: str, entry: Any) -> None:
-    """Check the size and the hash of one member."""
+def _measure(folder: Path, name: str, entry: Any) -> int:
+    """The size of a member, which is that in the manifest."""
     path = _inside(folder, name)
     if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
         raise broken(folder, f"manifest.json says nothing about {name}")
     size, expected = path.stat().st_size, entry["size"]
-    if size < expected:
-        what = f"{name} truncated: expected {expected} bytes, have {size}"
+    if size != expected:
+        how = "truncated" if size < expected else "too long"
+        what = f"{name} {how}: expected {expected} bytes, have {size}"
         raise broken(folder, what)
-    with path.open("rb") as file:
+    return size
+
+
+def _verify(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    """Check the hash of a member."""
+    with (folder / name).open("rb") as file:
         sha = hashlib.file_digest(file, "sha256")
-    if size != expected or sha.hexdigest() != entry.get("sha256"):
+    if sha.hexdigest() != entry.get("sha256"):
         raise broken(folder, f"{name}: sha256 mismatch")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from stored import save, spoil
 
-from diffusion_cli import checkpoint
+from diffusion_cli import artifact, checkpoint
 from diffusion_cli.errors import CheckpointError
 
 
@@ -29,14 +30,44 @@ def refused(folder: Path, what: str) -> CheckpointError:
     return caught.value
 
 
-@pytest.mark.parametrize("how", ["empty", "byte", "half", "flipped"])
+@pytest.mark.parametrize("how", ["empty", "byte", "half", "longer", "flipped"])
 def test_a_damaged_file_is_refused(tmp_path: Path, how: str) -> None:
     path = save(tmp_path)
-    spoil(path / "model.safetensors", how)
-    error = refused(
-        path, "sha256 mismatch" if how == "flipped" else "truncated: expected"
-    )
+    file = path / "model.safetensors"
+    if how == "longer":
+        file.write_bytes(file.read_bytes() + b"x")
+    else:
+        spoil(file, how)
+    what = {"longer": "too long: expected", "flipped": "sha256 mismatch"}
+    error = refused(path, what.get(how, "truncated: expected"))
     assert error.code == "CKPT-CORRUPT" and "model.safetensors" in error.message
+
+
+def test_no_file_is_read_before_all_have_their_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path)
+    spoil(path / "state.json", "half")
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read"))
+    refused(path, "state.json truncated")
+
+
+def test_hashing_begins_with_the_largest_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that threads end together: one file is one thread's."""
+    path, digest, seen = tmp_path / "x", hashlib.file_digest, list[int]()
+    sizes = {"a": 10, "b": 30, "c": 20}
+    artifact.write(path, {n: lambda n=n: [bytes(sizes[n])] for n in sizes}, {})  # type: ignore[misc]
+
+    def known(file: Any, kind: str) -> Any:
+        seen.append(os.fstat(file.fileno()).st_size)
+        return digest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", known)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    artifact.verify(path)
+    assert seen == [30, 20, 10]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "state.json"])
