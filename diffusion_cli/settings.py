@@ -64,7 +64,7 @@ class TrainerSettings:
     micro_batch: int | None = None
     devices: int = 1
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    recompute: Literal["none", "blocks", "attention"] = "none"
+    recompute: Literal["none", "norms", "blocks", "attention"] = "none"
     compile: bool = False
     clip: float = 1.0
     skip_nonfinite: int = 0

@@ -24,7 +24,7 @@ keys:
   trainer.steps=200000         optimiser steps of the whole run
   trainer.batch=128            samples per step; trainer.micro_batch=N per forward pass
   trainer.precision=auto       auto, fp32, bf16, fp16
-  trainer.recompute=none       none, blocks, attention: less memory, more time
+  trainer.recompute=none       none, norms, blocks, attention: less memory, more time
   trainer.compile=false        torch.compile
   trainer.clip=1.0             largest gradient norm
   trainer.time_limit=12h       save and stop after this time

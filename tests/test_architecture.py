@@ -51,7 +51,8 @@ def under(*folders: str) -> list[Path]:
 
 
 # folder: the parts of the package it may import besides itself and the base
-BASE = {"core", "registry", "rng", "philox_kernel", "errors", "paths", "settings"}
+KERNELS = {"philox_kernel", "norm_kernel"}
+BASE = {"core", "registry", "rng", "errors", "paths", "settings"} | KERNELS
 ARROWS = {
     "networks": set(),
     "processes": {"datasets"},

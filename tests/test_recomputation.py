@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_cli.networks import Network
 
-MODES = ("none", "blocks", "attention")
+MODES = ("none", "norms", "blocks", "attention")
 DEEP: dict[str, dict[str, Any]] = {
     "dit": {"depth": 16},
     "encoder": {"blocks": 8},
@@ -70,6 +70,7 @@ def test_recomputation_keeps_fewer_bytes(name: str) -> None:
     for network.recompute in MODES:  # type: ignore[assignment]
         bytes_[network.recompute] = saved_bytes(network, inputs)
     assert bytes_["blocks"] < 0.5 * bytes_["none"]
+    assert bytes_["norms"] < bytes_["none"] / 1.4
     attends = any(type(module).__name__ == "Attention" for module in network.modules())
     if attends:
         assert bytes_["blocks"] < bytes_["attention"] < bytes_["none"]

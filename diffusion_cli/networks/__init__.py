@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion_cli.registry import Registry
 
-Recompute = Literal["none", "blocks", "attention"]
+Recompute = Literal["none", "norms", "blocks", "attention"]
 
 
 class Network(nn.Module, ABC):
@@ -20,8 +20,9 @@ class Network(nn.Module, ABC):
     for a classifier. Embeddings of `level` are sinusoids of 1000 level, DDPM's step
     index.
 
-    `recompute` is gradient checkpointing, set by the trainer: `blocks` recomputes whole
-    blocks in the backward pass, `attention` the attention layers only.
+    `recompute` is gradient checkpointing, set by the trainer. Computed again by the
+    backward pass is what lies between two products (`norms`: norms, activations and
+    dropout), the attention layers (`attention`), or whole blocks (`blocks`).
     """
 
     recompute: Recompute = "none"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion_cli.core import Spec
 from diffusion_cli.networks import Recompute
+from diffusion_cli.networks.norm import NormSilu
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -55,11 +57,20 @@ def dropout(rate: float) -> nn.Module:
     return nn.Dropout(rate) if rate else nn.Identity()
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with at most 32 groups of at least 4 channels, as in DDPM."""
+def groups(channels: int) -> int:
+    """At most 32 groups of at least 4 channels, as in DDPM."""
     most = max(1, min(32, channels // 4))
-    groups = next(count for count in range(most, 0, -1) if channels % count == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return next(count for count in range(most, 0, -1) if channels % count == 0)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation as in DDPM."""
+    return nn.GroupNorm(groups(channels), channels, eps=1e-6)
+
+
+def norm_silu(channels: int) -> NormSilu:
+    """The same with silu after it."""
+    return NormSilu(groups(channels), channels, eps=1e-6)
 
 
 def sinusoids(x: Tensor, width: int) -> Tensor:
@@ -130,23 +141,43 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, width) to (B, N, width)."""
-        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)
+        return self.attend(self.qkv(x))
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """The same from queries, keys and values, (B, N, 3 width)."""
+        qkv = qkv.reshape(*qkv.shape[:2], 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, heads, N, d)
         y = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.last(y.transpose(1, 2).flatten(2))
         return out
 
 
-def run(module: nn.Module, recompute: bool, *inputs: Tensor | bool | None) -> Tensor:
-    """`module(*inputs)`, whose activations are kept or else recomputed by `backward`.
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift, for tokens (B, N, C) and one (B, 1, C) per sample."""
+    return x * (1 + scale) + shift
+
+
+def modulated(
+    layer: nn.Module, norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor
+) -> Tensor:
+    """`layer` of the modulated norm of x."""
+    return layer(modulate(norm(x), shift, scale))  # type: ignore[no-any-return]
+
+
+def run(function: Callable[..., Tensor], recompute: bool, *inputs: Any) -> Tensor:
+    """`function(*inputs)`, whose activations are kept or recomputed by `backward`.
+
+    Recomputation ends with the last tensor that is needed: a product at the end of
+    `function` is not computed again, only its input is.
 
     Reference: Chen et al. 2016, arXiv:1604.06174.
     """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(module, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
-    return module(*inputs)  # type: ignore[no-any-return]
+        out: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+        return out
+    return function(*inputs)
 
 
 def run_block(block: nn.Module, mode: Recompute, *inputs: Tensor | None) -> Tensor:
-    """A block whose last argument says whether it recomputes its attention."""
-    return run(block, mode == "blocks", *inputs, mode == "attention")
+    """A block whose last argument says what of itself it recomputes."""
+    return run(block, mode == "blocks", *inputs, mode)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from diffusion_cli.core import Spec
-from diffusion_cli.networks import Network, networks
+from diffusion_cli.networks import Network, Recompute, networks
 from diffusion_cli.networks.blocks import (
     Attention,
     Embedding,
     doubled,
     dropout,
+    modulate,
+    modulated,
     run,
     run_block,
     second_head,
@@ -22,11 +26,6 @@ from diffusion_cli.networks.blocks import (
 from diffusion_cli.settings import require
 
 WAVES = 256  # sinusoids of the level, as published
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift, for tokens (B, N, C) and one (B, 1, C) per sample."""
-    return x * (1 + scale) + shift
 
 
 class Block(nn.Module):
@@ -48,15 +47,23 @@ class Block(nn.Module):
         )
         self.modulation = zeroed(nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, embedding: Tensor, recompute: bool) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, mode: Recompute) -> Tensor:
         attend, think = self.modulation(embedding).chunk(2, dim=1)
         shift, scale, gate = attend[:, None].chunk(3, dim=2)  # each (B, 1, width)
-        y = run(self.attention, recompute, modulate(self.norm(x), shift, scale))
+        y = run(self._attend, mode == "attention", x, shift, scale, mode)
         x = x + gate * y
         shift, scale, gate = think[:, None].chunk(3, dim=2)
-        y = self.mlp(modulate(self.norm(x), shift, scale))
-        out: Tensor = x + gate * y
+        enter = partial(modulated, self.mlp[0], self.norm)
+        y = run(enter, mode == "norms", x, shift, scale)
+        out: Tensor = x + gate * run(self.mlp[1:], mode == "norms", y)
         return out
+
+    def _attend(
+        self, x: Tensor, shift: Tensor, scale: Tensor, mode: Recompute
+    ) -> Tensor:
+        enter = partial(modulated, self.attention.qkv, self.norm)
+        qkv = run(enter, mode == "norms", x, shift, scale)
+        return self.attention.attend(qkv)
 
 
 @networks("dit")

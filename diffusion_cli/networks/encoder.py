@@ -8,7 +8,8 @@ from diffusion_cli.core import Spec
 from diffusion_cli.networks import Network, networks
 from diffusion_cli.networks.blocks import (
     Embedding,
-    group_norm,
+    norm_silu,
+    run,
     run_block,
     xavier,
     zeroed,
@@ -66,7 +67,11 @@ class Encoder(Network):
             )
             current = width
         self.exit = nn.Sequential(
-            group_norm(current), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            # Names of parameters count layers, and silu was one of its own.
+            norm_silu(current),
+            nn.Identity(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
         )
         self.last = zeroed(nn.Linear(current, out[0]))
 
@@ -82,4 +87,5 @@ class Encoder(Network):
             x = entry(x)
             for block in blocks:  # type: ignore[attr-defined]  # a list of modules
                 x = run_block(block, self.recompute, x, None, embedding)
-        return self.last(self.exit(x))  # type: ignore[no-any-return]
+        x = run(self.exit, self.recompute == "norms", x)
+        return self.last(x)  # type: ignore[no-any-return]

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion_cli.core import Spec
-from diffusion_cli.networks import Network, networks
+from diffusion_cli.networks import Network, Recompute, networks
 from diffusion_cli.networks.blocks import (
     Embedding,
     doubled,
     dropout,
+    run,
     run_block,
     second_head,
     xavier,
@@ -35,10 +36,10 @@ class Block(nn.Module):
         self.dropout = dropout(rate)
         self.last = zeroed(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, embedding: Tensor, recompute: bool) -> Tensor:
-        y: Tensor = self.first(self.norm(x)) + self.shift(embedding)
-        y = self.last(self.dropout(F.silu(y)))
-        return x + y
+    def forward(self, x: Tensor, embedding: Tensor, mode: Recompute) -> Tensor:
+        norms = mode == "norms"
+        y = run(lambda x: self.first(self.norm(x)), norms, x) + self.shift(embedding)
+        return x + run(lambda y: self.last(self.dropout(F.silu(y))), norms, y)
 
 
 @networks("mlp")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from diffusion_cli.networks import Recompute
 from diffusion_cli.networks.blocks import (
     Attention,
     dropout,
     group_norm,
+    norm_silu,
     run,
     xavier,
     zeroed,
 )
+from diffusion_cli.networks.recomputed import convolved
 
 
 class PixelAttention(nn.Module):
@@ -26,10 +28,13 @@ class PixelAttention(nn.Module):
             channels, heads, zeroed(nn.Linear(channels, channels))
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
-        y: Tensor = self.attention(tokens)
+    def forward(self, x: Tensor, mode: Recompute) -> Tensor:
+        y = self.attention.attend(run(self._enter, mode == "norms", x))
         return x + y.transpose(1, 2).reshape(x.shape)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
+        return self.attention.qkv(tokens)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -45,7 +50,7 @@ class Block(nn.Module):
         self, inner: int, outer: int, embedding: int, heads: int, rate: float
     ) -> None:
         super().__init__()
-        self.norm1, self.norm2 = group_norm(inner), group_norm(outer)
+        self.norm1, self.norm2 = norm_silu(inner), norm_silu(outer)
         self.conv1 = xavier(nn.Conv2d(inner, outer, 3, padding=1))
         self.shift = xavier(nn.Linear(embedding, outer))
         self.dropout = dropout(rate)
@@ -55,14 +60,14 @@ class Block(nn.Module):
         self.attention = PixelAttention(outer, heads) if heads else None
 
     def forward(
-        self, x: Tensor, skip: Tensor | None, embedding: Tensor, recompute: bool
+        self, x: Tensor, skip: Tensor | None, embedding: Tensor, mode: Recompute
     ) -> Tensor:
         # Joined here, so that recomputation remembers the two and not the pair.
         x = x if skip is None else torch.cat([x, skip], dim=1)
-        y: Tensor = self.conv1(F.silu(self.norm1(x)))
+        y = convolved(self.norm1, nn.Identity(), self.conv1, x, mode)
         y = y + self.shift(embedding)[:, :, None, None]
-        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
+        y = convolved(self.norm2, self.dropout, self.conv2, y, mode)
         y = self.shortcut(x) + y
         if self.attention is None:
             return y
-        return run(self.attention, recompute, y)
+        return run(self.attention, mode == "attention", y, mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion_cli.core import Spec
-from diffusion_cli.networks import Network, networks
+from diffusion_cli.networks import Network, Recompute, networks
 from diffusion_cli.networks.blocks import (
     Embedding,
     dropout,
+    modulate,
+    modulated,
     run,
     run_block,
     xavier,
@@ -36,9 +39,12 @@ class Attention(nn.Module):
         self.qkv = xavier(nn.Linear(width, 3 * width))
         self.last = xavier(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, turn: Tensor | None) -> Tensor:
-        """Map (B, L, width) to (B, L, width); `turn` holds cosines and sines."""
-        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)
+    def forward(self, qkv: Tensor, turn: Tensor | None) -> Tensor:
+        """Map what `qkv` made, (B, L, 3 width), to (B, L, width).
+
+        `turn` holds cosines and sines.
+        """
+        qkv = qkv.reshape(*qkv.shape[:2], 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, heads, L, d)
         if turn is not None:
             q, k = turned(q, turn), turned(k, turn)
@@ -74,16 +80,29 @@ class Block(nn.Module):
         self.modulation = zeroed(nn.Linear(width, 6 * width))
 
     def forward(
-        self, x: Tensor, embedding: Tensor, turn: Tensor | None, recompute: bool
+        self, x: Tensor, embedding: Tensor, turn: Tensor | None, mode: Recompute
     ) -> Tensor:
         parts = self.modulation(embedding)[:, None].chunk(6, dim=2)
         shift, scale, gate = parts[:3]  # each (B, 1, width)
-        y = run(self.attention, recompute, self.norm(x) * (1 + scale) + shift, turn)
+        y = run(self._attend, mode == "attention", x, shift, scale, turn, mode)
         x = x + gate * y
         shift, scale, gate = parts[3:]
-        y = self.mlp(self.norm(x) * (1 + scale) + shift)
-        out: Tensor = x + gate * y
+        enter = partial(modulated, self.mlp[0], self.norm)
+        y = run(enter, mode == "norms", x, shift, scale)
+        out: Tensor = x + gate * run(self.mlp[1:], mode == "norms", y)
         return out
+
+    def _attend(
+        self,
+        x: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        turn: Tensor | None,
+        mode: Recompute,
+    ) -> Tensor:
+        enter = partial(modulated, self.attention.qkv, self.norm)
+        qkv = run(enter, mode == "norms", x, shift, scale)
+        return self.attention(qkv, turn)  # type: ignore[no-any-return]
 
 
 @networks("token_transformer")
@@ -158,7 +177,7 @@ class TokenTransformer(Network):
         for block in self.blocks:
             y = run_block(block, self.recompute, y, embedding, self.turn)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=2)
-        y = self.norm(y) * (1 + scale) + shift
+        y = modulate(self.norm(y), shift, scale)
         if len(self.out) == 1:
             y = y.mean(1)
         return self.last(y)  # type: ignore[no-any-return]

@@ -12,7 +12,8 @@ from diffusion_cli.networks import Network, networks
 from diffusion_cli.networks.blocks import (
     Embedding,
     doubled,
-    group_norm,
+    norm_silu,
+    run,
     run_block,
     second_head,
     xavier,
@@ -95,13 +96,14 @@ class UNet(Network):
             self.exits.append(nn.Sequential(nn.Upsample(scale_factor=2), grow))
         two = doubled(out, state)
         last = _head(current, state.shape if two else out)
-        self.exits.append(nn.Sequential(group_norm(current), nn.SiLU(), last))
+        # Names of parameters count layers, and silu was one of its own.
+        self.exits.append(nn.Sequential(norm_silu(current), nn.Identity(), last))
         self.second = None
         if two:
             hidden = nn.Conv2d(current, current, 3, padding=1)
             ends = nn.Conv2d(current, state.shape[0], 3, padding=1)
             head = second_head(hidden, ends)
-            self.second = nn.Sequential(group_norm(current), nn.SiLU(), head)
+            self.second = nn.Sequential(norm_silu(current), nn.Identity(), head)
 
     def forward(
         self,
@@ -124,9 +126,10 @@ class UNet(Network):
         for blocks, leave in zip(self.up, self.exits, strict=True):
             for block in blocks:  # type: ignore[attr-defined]
                 x = run_block(block, self.recompute, x, skips.pop(), embedding)
-            features, x = x, leave(x)
+            features, x = x, run(leave, self.recompute == "norms", x)
         if self.second is not None:
-            x = torch.cat([x, self.second(features)], dim=1)
+            second = run(self.second, self.recompute == "norms", features)
+            x = torch.cat([x, second], dim=1)
         return x
 
 
