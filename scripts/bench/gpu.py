@@ -47,6 +47,7 @@ ITEMS = {
         Item("ceilings", 30, 30),
         Item("training", 190, 60),
         Item("tail", 30, 40),
+        Item("norms", 20, 40),
         Item("sampling", 80, 60),
         Item("data", 30, 40),
         Item("stalls", 40, 60),

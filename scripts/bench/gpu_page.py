@@ -13,6 +13,7 @@ TITLES = {
     "ceilings": "What the device can do",
     "training": "A training step of the CIFAR-10 network",
     "tail": "Optimiser and average of weights, 35.7 million weights",
+    "norms": "Norm and silu, forward and backward, bf16, channels last",
     "sampling": "50 steps of DDIM, CIFAR-10 network",
     "data": "From the data to the device",
     "stalls": "Steps around a checkpoint",
