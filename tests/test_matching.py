@@ -238,7 +238,7 @@ IMAGES = {
 }
 
 
-@pytest.mark.parametrize("recompute", ["none", "attention", "blocks"])
+@pytest.mark.parametrize("recompute", ["none", "norms", "attention", "blocks"])
 def test_attention_is_differentiated_twice(recompute):
     """Fused kernels have one derivative; the trainer takes the plain ones."""
     runs = [Setup(parts=IMAGES, recompute=recompute, micro_batch=m) for m in (8, 4)]

@@ -28,13 +28,10 @@ class PixelAttention(nn.Module):
             channels, heads, zeroed(nn.Linear(channels, channels))
         )
 
-    def forward(self, x: Tensor, mode: Recompute) -> Tensor:
-        y = self.attention.attend(run(self._enter, mode == "norms", x))
-        return x + y.transpose(1, 2).reshape(x.shape)
-
-    def _enter(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
-        return self.attention.qkv(tokens)  # type: ignore[no-any-return]
+        y: Tensor = self.attention(tokens)
+        return x + y.transpose(1, 2).reshape(x.shape)
 
 
 class Block(nn.Module):
@@ -70,4 +67,4 @@ class Block(nn.Module):
         y = self.shortcut(x) + y
         if self.attention is None:
             return y
-        return run(self.attention, mode == "attention", y, mode)
+        return run(self.attention, mode == "attention", y)

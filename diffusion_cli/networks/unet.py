@@ -13,7 +13,6 @@ from diffusion_cli.networks.blocks import (
     Embedding,
     doubled,
     norm_silu,
-    run,
     run_block,
     second_head,
     xavier,
@@ -126,10 +125,9 @@ class UNet(Network):
         for blocks, leave in zip(self.up, self.exits, strict=True):
             for block in blocks:  # type: ignore[attr-defined]
                 x = run_block(block, self.recompute, x, skips.pop(), embedding)
-            features, x = x, run(leave, self.recompute == "norms", x)
+            features, x = x, leave(x)
         if self.second is not None:
-            second = run(self.second, self.recompute == "norms", features)
-            x = torch.cat([x, second], dim=1)
+            x = torch.cat([x, self.second(features)], dim=1)
         return x
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_cli.core import Spec
-from diffusion_cli.networks import Network, networks
-from diffusion_cli.networks.blocks import Attention
+from diffusion_cli.networks import Network, networks, norm
+from diffusion_cli.networks.blocks import Attention, norm_silu
 
 pytestmark = pytest.mark.gpu
 
@@ -64,6 +64,7 @@ def test_recomputation_lowers_peak_memory(name: str) -> None:
     whole = peak(network, "none", inputs)
     assert peak(network, "blocks", inputs) < 0.6 * whole
     assert peak(network, "attention", inputs) < whole
+    assert peak(network, "norms", inputs) < whole
 
 
 def near(one: list[Tensor], two: list[Tensor], tolerance: float) -> bool:
@@ -73,7 +74,7 @@ def near(one: list[Tensor], two: list[Tensor], tolerance: float) -> bool:
 
 
 @every
-@pytest.mark.parametrize("mode", ["none", "blocks", "attention"])
+@pytest.mark.parametrize("mode", ["none", "norms", "blocks", "attention"])
 def test_compiled_equals_eager(name: str, mode: str) -> None:
     network, inputs = build(name), batch(16)
     twin = copy.deepcopy(network)
@@ -94,7 +95,7 @@ def test_channels_last_equals_contiguous() -> None:
 
 
 @every
-@pytest.mark.parametrize("mode", ["none", "blocks"])
+@pytest.mark.parametrize("mode", ["none", "norms", "blocks"])
 def test_a_step_never_waits_for_the_device(name: str, mode: str) -> None:
     network, inputs = build(name), batch(4)
     network.recompute = mode  # type: ignore[assignment]
@@ -122,3 +123,25 @@ def test_attention_backends_agree(backend: SDPBackend, tokens: int) -> None:
     with sdpa_kernel(backend):
         output = attention(x)
     assert (output.double() - reference).norm() < 0.01 * reference.norm()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_norm_and_silu_are_one_kernel(layout: torch.memory_format) -> None:
+    """Values and gradients of the plain operations, which keep more."""
+    assert norm._kernel(torch.device("cuda", torch.cuda.current_device()))
+    torch.manual_seed(0)
+    layer = norm_silu(96).cuda()
+    x = torch.randn(3, 96, 17, 9, device="cuda", dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    exact = [
+        each.detach().double().requires_grad_() for each in (x, *layer.parameters())
+    ]
+    wanted = norm.silu_norm(*exact, layer.num_groups, layer.eps)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = layer(x)
+    assert found.dtype is torch.bfloat16 and found.stride() == x.stride()
+    slope = torch.randn_like(found)
+    ours = torch.autograd.grad(found, (x, *layer.parameters()), slope)
+    theirs = torch.autograd.grad(wanted, exact, slope.double())
+    for one, two in zip((found, *ours), (wanted, *theirs), strict=True):
+        assert (one.double() - two).norm() < 0.01 * two.norm()
