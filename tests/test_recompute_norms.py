@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from test_recomputation import saved_bytes
 from torch import Tensor, nn
 
 from diffusion_cli.core import Spec
-from diffusion_cli.networks import networks
+from diffusion_cli.networks import networks, norm
 from diffusion_cli.networks.blocks import norm_silu
 from diffusion_cli.networks.norm import NormSilu
 from diffusion_cli.networks.recomputed import convolved
@@ -144,3 +145,37 @@ def test_names_of_weights_are_those_of_older_runs(name: str) -> None:
     keys = set(network.state_dict())
     last = {"unet": "exits.1.2.weight", "encoder": "exit.0.weight"}[name]
     assert last in keys and "down.0.0.norm1.weight" in keys
+
+
+def test_a_kernel_that_cannot_run_or_errs_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is a reason in the log, and the norm is torch's."""
+    norm._kernel.cache_clear()
+    assert norm._kernel(torch.device("cpu")) is None  # which Triton is not for
+    assert "norms take several kernels instead of one: " in caplog.text
+    norm._kernel.cache_clear()
+    monkeypatch.setattr(norm, "agrees", lambda *_: False)
+    assert norm._kernel(torch.device("cpu")) is None
+    assert "it gives other values" in caplog.text
+    norm._kernel.cache_clear()
+
+
+@pytest.mark.parametrize("wrong", [None, "forward", "backward"])
+def test_the_probe_tells_wrong_values_and_wrong_gradients(wrong: str | None) -> None:
+    def forward(
+        x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float, kind: Any
+    ) -> tuple[Tensor, ...]:
+        out = norm.silu_norm(x.float(), gamma, beta, groups, eps).to(kind)
+        return out + 0.1 * (wrong == "forward"), gamma, beta
+
+    def backward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        own = [each.detach().float().requires_grad_() for each in inputs[:3]]
+        with torch.enable_grad():
+            out = norm.silu_norm(*own, 2, 1e-6)
+        found = torch.autograd.grad(out, own, inputs[-1].float())
+        return *found[:2], found[2] + 0.1 * (wrong == "backward")
+
+    kernel: Any = SimpleNamespace(forward=forward, backward=backward)
+    agree = norm.agrees(kernel, torch.device("cpu"), torch.float32)
+    assert agree == (wrong is None)

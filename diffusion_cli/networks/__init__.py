@@ -20,9 +20,9 @@ class Network(nn.Module, ABC):
     for a classifier. Embeddings of `level` are sinusoids of 1000 level, DDPM's step
     index.
 
-    `recompute` is gradient checkpointing, set by the trainer. The backward pass computes
-    again what lies between the products of a block (`norms`, with activations and
-    dropout), the attention layers (`attention`), or whole blocks (`blocks`).
+    `recompute` is gradient checkpointing, set by the trainer. Computed again are what
+    lies between the products of a block (`norms`, with activations and dropout), the
+    attention layers (`attention`), or whole blocks (`blocks`).
     """
 
     recompute: Recompute = "none"

@@ -64,7 +64,7 @@ class Block(nn.Module):
         y = convolved(self.norm1, nn.Identity(), self.conv1, x, mode)
         y = y + self.shift(embedding)[:, :, None, None]
         y = convolved(self.norm2, self.dropout, self.conv2, y, mode)
-        y = self.shortcut(x) + y
+        out: Tensor = self.shortcut(x) + y
         if self.attention is None:
-            return y
-        return run(self.attention, mode == "attention", y)
+            return out
+        return run(self.attention, mode == "attention", out)
