@@ -20,9 +20,11 @@ def convolved(
 ) -> Tensor:
     """conv(drop(norm(x))); with `norms` only x and what dropout drew are kept.
 
-    Values and gradients are those of the other modes, bit by bit. What dropout draws is
-    kept in a byte each on a CPU, where drawing again would take longer than all else
-    that is computed again; a GPU draws again.
+    Values and gradients are those of the other modes, bit by bit on a CPU. What dropout
+    draws is kept there, in a byte each: drawing again would take longer than all else
+    that is computed again. A GPU draws again.
+
+    Reference: Chen et al. 2016, arXiv:1604.06174.
     """
     if mode != "norms" or not torch.is_grad_enabled():
         return conv(drop(norm(x)))  # type: ignore[no-any-return]
@@ -43,7 +45,7 @@ def convolved(
 
 
 class _Convolved(torch.autograd.Function):
-    """What `convolved` computes on a CPU, at a fifth of the cost of checkpointing.
+    """What `convolved` computes on a CPU, without the frames of checkpointing.
 
     Its own backward pass has no derivative; where one is asked for, torch's own of the
     plain operations is taken.
