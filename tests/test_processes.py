@@ -248,3 +248,20 @@ def test_the_table_of_betas_converges_to_the_vp_path():
     torch.testing.assert_close(
         errors[0] / errors[1], torch.full_like(t, 2), rtol=0.05, atol=0
     )
+
+
+def test_scales_follow_a_time_that_changes_in_place():
+    process, t = gaussian("vp"), torch.tensor([0.2, 0.7], dtype=torch.float64)
+    first = process.scales(t)
+    assert process.scales(t) is first
+    t.add_(0.1)
+    assert torch.equal(process.scales(t).alpha, process.schedule(t).alpha)
+    assert not torch.equal(process.scales(t).alpha, first.alpha)
+
+
+def test_scales_of_a_time_with_a_gradient_may_be_differentiated_twice():
+    process = gaussian("vp")
+    t = torch.tensor([0.2, 0.7], dtype=torch.float64, requires_grad=True)
+    slopes = [torch.autograd.grad(process.scales(t).alpha.sum(), t)[0] for _ in "ab"]
+    assert torch.equal(*slopes)
+    torch.testing.assert_close(slopes[0], process.scales(t).dalpha.detach())

@@ -65,7 +65,7 @@ def bound(
 
 
 def _snr(process: Diffusion, t: Tensor) -> Tensor:
-    k = process.schedule(t)
+    k = process.scales(t)
     return (k.alpha / k.sigma) ** 2
 
 

@@ -53,7 +53,7 @@ class ScoreMatching(NoisyObjective):
             k = process.at(t, x)
             r = (k.alpha * model(x, t, **cond).mean - x) / k.sigma
             square, trace = self.parts(r, x, rng.child("slices"))
-            k, d = process.schedule(t), x[0].numel()
+            k, d = process.scales(t), x[0].numel()
             inner = 1 + (square + 2 * k.sigma * trace) / d
             losses = self.weight(process, t) * (k.sigma / k.alpha) ** 2 * inner
         return self.corrected(losses, t)

@@ -97,7 +97,7 @@ class PoissonBatch(Objective):
         assert reference is not None, "the loader gives it"
         process = cast(Charged, model.process)
         t, y = self.states(process, x0.double(), rng)
-        k = process.schedule(t)
+        k = process.scales(t)
         mates = torch.ones(len(x0), len(reference), dtype=torch.bool, device=y.device)
         if reference_label is not None:
             mates = cond["label"][:, None] == reference_label

@@ -35,7 +35,7 @@ class ErrorRecord(nn.Module):
         """Count a whole step: times and squared errors of x_0, (B,) each."""
         if not isinstance(process, Affine):
             return
-        k = process.schedule(t)
+        k = process.scales(t)
         errors = errors.double() * (1 + (k.alpha / k.sigma) ** 2)
         known = errors.isfinite()  # not where a weight is 0
         place = (t * CELLS).ceil().long().clamp(1, CELLS) - 1

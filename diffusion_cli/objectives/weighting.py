@@ -24,7 +24,7 @@ class AffineWeight(Weight):
     needs = Affine
 
     def __call__(self, process: Process, t: Tensor) -> Tensor:
-        return self.of(cast(Affine, process).schedule(t))
+        return self.of(cast(Affine, process).scales(t))
 
     @abstractmethod
     def of(self, k: Scales) -> Tensor:

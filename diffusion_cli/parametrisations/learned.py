@@ -69,7 +69,7 @@ def _extremes(
     process: Diffusion, t: Tensor, step: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The small and the large variance of the step, and gamma^2; float64."""
-    a, b = process.schedule(t), process.schedule((t - step).clamp(min=0))
+    a, b = process.scales(t), process.schedule((t - step).clamp(min=0))
     ratio = (a.alpha * b.sigma / (b.alpha * a.sigma)) ** 2
     large = a.sigma**2 - (a.alpha * b.sigma / b.alpha) ** 2
     return b.sigma**2 * (1 - ratio), large, (b.alpha * (1 - ratio)) ** 2

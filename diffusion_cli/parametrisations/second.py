@@ -72,7 +72,7 @@ class Second(Parametrisation):
 
     def limits(self, x: Tensor, t: Tensor, process: Diffusion) -> Limits:
         """The limits of a variance, shaped to multiply `x`."""
-        k = process.schedule(t)
+        k = process.scales(t)
         most = (k.sigma / k.alpha) ** 2
         if self.bound is not None:
             most = most.clamp(max=self.bound)

@@ -126,6 +126,21 @@ class Affine(Flow):
         self.end = schedule(end)
         self.bounded = bool(self.end.alpha > 0)  # sigma / alpha is finite at the end
         self._known: dict[float, Numbers] = {}
+        self._last: tuple[Tensor, int, Scales] | None = None
+
+    def scales(self, t: Tensor) -> Scales:
+        """The scales at the times `t`; those of the last `t` are kept.
+
+        A training step asks for them half a dozen times.
+        """
+        last = self._last
+        if last is not None and last[0] is t and last[1] == t._version:
+            return last[2]
+        found = self.schedule(t)
+        if not t.requires_grad:  # else each use has a graph of its own
+            self._last = t, t._version, found
+        return found
+
 
     def numbers(self, t: Tensor) -> Numbers:
         """The scales at one time, (), on the CPU; computed once and kept."""
@@ -143,10 +158,10 @@ class Affine(Flow):
         """
         if t.ndim == 0 and t.is_cpu:
             return self.numbers(t)
-        return Scales(*(like(scale, x) for scale in self.schedule(t)))
+        return Scales(*(like(scale, x) for scale in self.scales(t)))
 
     def noise_to_signal(self, t: Tensor) -> Tensor:
-        k = self.schedule(t)
+        k = self.scales(t)
         return k.sigma / k.alpha
 
     def log_ratio(self, t: Tensor) -> Tensor:
@@ -158,7 +173,7 @@ class Affine(Flow):
             one = self.numbers(t)
             log = math.log(one.sigma / max(one.alpha, LEAST))
             return torch.tensor(log, dtype=torch.float64)
-        k = self.schedule(t)
+        k = self.scales(t)
         return (k.sigma / k.alpha.clamp(min=LEAST)).log()
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -176,7 +191,7 @@ class Affine(Flow):
     def chart(self, t: Tensor) -> Chart:
         if not self.bounded:
             return Chart(torch.ones_like(t), t)
-        k = self.schedule(t)
+        k = self.scales(t)
         return Chart(k.alpha, k.sigma / k.alpha)
 
     def place(self, t: Tensor) -> tuple[float, float]:
@@ -222,12 +237,12 @@ class Diffusion(Affine):
 
     def drift(self, t: Tensor) -> Tensor:
         """f(t) of the forward SDE, the shape of `t`."""
-        k = self.schedule(t)
+        k = self.scales(t)
         return k.dalpha / k.alpha
 
     def diffusion(self, t: Tensor) -> Tensor:
         """g(t)^2 of the forward SDE, the shape of `t`."""
-        k = self.schedule(t)
+        k = self.scales(t)
         return 2 * k.sigma * (k.dsigma - k.sigma * k.dalpha / k.alpha)
 
     def diffuse(self, x: Tensor, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
