@@ -261,7 +261,9 @@ def test_scales_follow_a_time_that_changes_in_place():
 
 def test_scales_of_a_time_with_a_gradient_may_be_differentiated_twice():
     process = gaussian("vp")
-    t = torch.tensor([0.2, 0.7], dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    process.scales(t)
+    t.requires_grad_()
     slopes = [torch.autograd.grad(process.scales(t).alpha.sum(), t)[0] for _ in "ab"]
     assert torch.equal(*slopes)
     torch.testing.assert_close(slopes[0], process.scales(t).dalpha.detach())

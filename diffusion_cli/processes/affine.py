@@ -133,14 +133,12 @@ class Affine(Flow):
 
         A training step asks for them half a dozen times.
         """
+        if t.requires_grad:  # each use has a graph of its own
+            return self.schedule(t)
         last = self._last
-        if last is not None and last[0] is t and last[1] == t._version:
-            return last[2]
-        found = self.schedule(t)
-        if not t.requires_grad:  # else each use has a graph of its own
-            self._last = t, t._version, found
-        return found
-
+        if last is None or last[0] is not t or last[1] != t._version:
+            last = self._last = t, t._version, self.schedule(t)
+        return last[2]
 
     def numbers(self, t: Tensor) -> Numbers:
         """The scales at one time, (), on the CPU; computed once and kept."""
