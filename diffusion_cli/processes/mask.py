@@ -53,10 +53,10 @@ class Mask(Absorbing):
 
     def step(self, q: Posterior, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         before, after = self.schedule(s).alpha, self.schedule(t).alpha
-        shown = per_sample((before - after) / (1 - after), x)[..., None]
+        shown = per_sample((before - after) / (1 - after), x, 1)
         hidden = (x == self.mask)[..., None]
         tokens = torch.nn.functional.one_hot(x, self.vocab + 1).double()
-        drawn = torch.cat((shown * belief(q), (1 - shown).expand(*x.shape, 1)), -1)
+        drawn = torch.cat((shown * belief(q), (1 - shown) * hidden), -1)
         return torch.where(hidden, drawn, tokens)
 
     def bound(self, q: Posterior, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:

@@ -44,9 +44,12 @@ survivals: Registry[Survival] = Registry(
 )
 
 
-def per_sample(value: Tensor, x: Tensor) -> Tensor:
-    """A value per sample, (B,), shaped to meet x; () meets it as it is."""
-    return value if value.ndim == 0 else value.reshape(-1, *[1] * (x.ndim - 1))
+def per_sample(value: Tensor, x: Tensor, more: int = 0) -> Tensor:
+    """A value per sample, (B,), shaped to meet x with `more` axes behind its own.
+
+    () stays (): such a time is on the CPU, and meets tensors of any device only so.
+    """
+    return value if value.ndim == 0 else value.reshape(-1, *[1] * (x.ndim - 1 + more))
 
 
 def belief(q: Posterior) -> Tensor:

@@ -53,8 +53,8 @@ class Uniform(Factorised):
         return rng.child("prior").integers(self.vocab, shape)
 
     def step(self, q: Posterior, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        before = per_sample(self.schedule(s).alpha, x)[..., None]
-        after = per_sample(self.schedule(t).alpha, x)[..., None]
+        before = per_sample(self.schedule(s).alpha, x, 1)
+        after = per_sample(self.schedule(t).alpha, x, 1)
         here = torch.nn.functional.one_hot(x, self.vocab).double()
 
         def rows(alpha: Tensor) -> Tensor:  # a row or a column of the transition
