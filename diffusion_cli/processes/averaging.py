@@ -44,9 +44,9 @@ class Blur(Averaging):
         self.register_buffer("square", square, persistent=False)  # (std w)^2 at 1/2
 
     def forward(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        ratio = (t / (1 - t)).clamp(max=1e6)[..., None, None]  # infinite at t = 1
-        lost = -torch.expm1(-self.square * ratio**2 / 2).to(x0.dtype)
-        lost = lost if t.ndim == 0 else lost[:, None]  # (B, 1, H, W)
+        ratio = (t / (1 - t)).clamp(max=1e6)  # infinite at t = 1
+        ratio = ratio if t.ndim == 0 else ratio.reshape(-1, 1, 1, 1)
+        lost = -torch.expm1(-self.square * ratio**2 / 2).to(x0.dtype)  # (B, 1, H, W)
         down, across = self.down.to(x0.dtype), self.across.to(x0.dtype)
         # what is taken away, so that nothing is at t = 0, to the last bit
         return x0 - down.T @ (lost * (down @ x0 @ across.T)) @ across

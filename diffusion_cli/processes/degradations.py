@@ -69,10 +69,10 @@ class Mask(Operator):
             for size, part in zip((self.high, self.wide), noise.unbind(1), strict=True)
         )
         square = (down[:, :, None] ** 2 + across[:, None] ** 2)[:, None]  # (B, 1, H, W)
-        ratio = ((1 - t) / t).clamp(max=1e6)  # infinite at t = 0
-        sharp = ratio.reshape(-1, 1, 1, 1) / self.std
+        t = t if t.ndim == 0 else t.reshape(-1, 1, 1, 1)
+        sharp = ((1 - t) / t).clamp(max=1e6) / self.std  # infinite at t = 0
         kept = (-torch.expm1(-square * sharp**2 / 2)) ** self.holes
-        kept = kept.where(t.reshape(-1, 1, 1, 1) > 0, 1.0)  # also at the very centre
+        kept = kept.clamp(min=(t <= 0).double())  # also at the very centre
         return kept.to(x0.dtype) * x0
 
     @property
