@@ -91,10 +91,10 @@ class Model(Denoiser):
         weight = next(self.network.parameters())
         if scaled.dtype.is_floating_point:
             scaled = _as(scaled, weight.dtype)
-        if level.ndim == 0:  # a fill, not a copy to the device
+        if level.ndim == 0 and level.is_cpu:  # a fill, not a copy to the device
             level = weight.new_full(x.shape[:1], level.item())
         else:
-            level = level.to(weight.device, weight.dtype)
+            level = level.to(weight.device, weight.dtype).expand(x.shape[:1])
         with self.around():
             out = self.network(scaled, level, **cond)
         return _as(out, x.dtype if x.dtype.is_floating_point else torch.float32)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from diffusion_cli.core import Normal, Posterior
 from diffusion_cli.denoiser import Denoiser
 from diffusion_cli.guidance import guidances
-from diffusion_cli.processes.affine import Diffusion
+from diffusion_cli.processes.affine import Diffusion, beside
 from diffusion_cli.settings import require
 
 
@@ -43,5 +42,4 @@ class Large(Denoiser):
         k = cast(Diffusion, self.process).at(t, x)
         data = self.data_std**2
         var = data * k.sigma**2 / (k.alpha**2 * data + k.sigma**2)
-        var = torch.as_tensor(var, dtype=x.dtype, device=x.device)
-        return Normal(q.mean, var).tilted(q.tilt)
+        return Normal(q.mean, beside(var, x)).tilted(q.tilt)

@@ -104,7 +104,8 @@ class Idempotent(Objective):
         """The losses; `tight` has gradients of its outer call alone."""
 
         def through(net: Model, x: Tensor) -> Tensor:
-            q: Posterior = net(x, torch.ones(len(x), dtype=torch.float64), **cond)
+            end = torch.ones(len(x), dtype=torch.float64, device=x.device)
+            q: Posterior = net(x, end, **cond)
             return q.mean
 
         drawn = through(model, noise)

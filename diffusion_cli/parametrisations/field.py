@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_cli.core import Point, Spec
 from diffusion_cli.parametrisations import Parametrisation, parametrisations
 from diffusion_cli.processes import Process
-from diffusion_cli.processes.affine import Affine
+from diffusion_cli.processes.affine import Affine, beside
 from diffusion_cli.settings import require
 
 LEAST = 1e-3  # of the share of z in a field, which a network may not predict below
@@ -86,8 +86,7 @@ def charted(x: Tensor, t: Tensor, process: Process) -> tuple[Tensor, Tensor, Ten
     """y = x / alpha; z = sigma / alpha, shaped to multiply y; log z, shaped like t."""
     affine = cast(Affine, process)
     k = affine.at(t, x)
-    z = torch.as_tensor(k.sigma / k.alpha, dtype=x.dtype, device=x.device)
-    return x / k.alpha, z, affine.log_ratio(t)
+    return x / k.alpha, beside(k.sigma / k.alpha, x), affine.log_ratio(t)
 
 
 def parts(out: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,11 @@ def like(value: Tensor, x: Tensor) -> Tensor:
     return value.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def beside(value: Factor, x: Tensor) -> Tensor:
+    """A factor as a tensor like `x`; a number is a fill there, not a copy to there."""
+    return x.new_full((), value) if isinstance(value, float) else value.to(x)
+
+
 def root(square: Factor) -> Factor:
     """The square root of what is below 0 by rounding alone."""
     if isinstance(square, float):
