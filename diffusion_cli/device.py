@@ -33,11 +33,10 @@ def choose(name: str, local: int = 0) -> torch.device:
         raise ConfigError(f"device: there is no `{name}`{meant}", hint)
     device = torch.device(name)
     if device.type == "cuda":
+        if device.index is None:
+            index = local % max(1, torch.cuda.device_count())
+            device = torch.device("cuda", index)
         _demand_cuda(device)
-        index = (
-            local % torch.cuda.device_count() if device.index is None else device.index
-        )
-        return torch.device("cuda", index)
     return device
 
 
@@ -153,7 +152,7 @@ def memory(where: str, hint: str) -> Iterator[None]:
 def _demand_cuda(device: torch.device) -> None:
     hint = "device=cpu"
     count = torch.cuda.device_count()
-    if 0 < count <= (device.index or 0):
+    if 0 < count <= device.index:
         message = f"device: there is no {device}, this machine has {count}"
         raise EnvironmentFault(message, hint, "NO-DEVICE")
     try:

@@ -155,8 +155,12 @@ class Ranks(World):
         try:
             yield
         except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            if "Duplicate GPU" in reason:
+                text = "devices: two processes share a GPU; NCCL wants one for each"
+                raise EnvironmentFault(text, "fewer devices", "NO-DEVICE") from error
             if time.monotonic() - begun < self.patience / 2:
-                text = f"rank {self.rank}: another rank ended during `{what}`"
+                text = f"rank {self.rank}: another rank ended during `{what}`: {reason}"
                 raise Bereft(text, "see its own error", "RANK") from error
             missing = ", ".join(map(str, self._missing())) or "?"
             seconds = f"{time.monotonic() - begun:.0f} s"

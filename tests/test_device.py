@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from diffusion_cli import device as devices
+from diffusion_cli.errors import EnvironmentFault
 
 
 def test_a_cuda_device_has_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +23,21 @@ def test_a_cuda_device_has_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.choose("cuda:1") == torch.device("cuda:1")
     assert [devices.choose("auto", local).index for local in (0, 1, 2)] == [0, 1, 0]
     assert devices.choose("cpu") == torch.device("cpu")
+
+
+def test_a_process_touches_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # each context takes half a GiB, and all would lie on the first GPU
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "zeros", lambda n, device: asked.append(device))
+    assert devices.choose("cuda", 3) == torch.device("cuda:3")
+    assert asked == [torch.device("cuda:3")]
+
+
+def test_no_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(EnvironmentFault, match="no CUDA device"):
+        devices.choose("cuda", 1)
 
 
 FAULTS = """

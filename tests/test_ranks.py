@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from diffusion_cli import checkpoint
+from diffusion_cli.distributed import Bereft, Ranks
+from diffusion_cli.errors import EnvironmentFault
 
 WORDS = (
     "train dataset=toy2d process=ddpm network.width=16 network.depth=1 out=run "
@@ -88,6 +90,21 @@ def test_a_rank_that_fails_ends_the_command(
     assert len(last) == 1 and re.search(said, last[0]), err
     assert left(tmp_path) == []
     assert time.monotonic() - begun < 60
+
+
+DUPLICATE = """NCCL error in: NCCLUtils.cpp:77, invalid usage, NCCL version 2.28.9
+ncclInvalidUsage: This usually reflects invalid usage of NCCL library.
+Last error:
+Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000"""
+
+
+def test_what_torch_says_of_a_meeting_is_told() -> None:
+    world = object.__new__(Ranks)  # in no group
+    world.rank, world.patience = 1, 20.0
+    with pytest.raises(EnvironmentFault, match="share a GPU"), world._meeting("copy"):
+        raise RuntimeError(DUPLICATE)
+    with pytest.raises(Bereft, match="`copy`: .* no space left"), world._meeting("copy"):
+        raise RuntimeError("NCCL error\nLast error:\nshm: no space left on device")
 
 
 def test_a_signal_saves_and_stops(tmp_path: Path) -> None:
