@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import norms
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -22,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 import diffusion_cli
 from diffusion_cli import graphs, loading, rng
+from diffusion_cli.networks import norm
 
 CUDA = torch.device("cuda", 0)
 PACKAGE = str(Path(diffusion_cli.__file__).parent)
@@ -63,6 +65,7 @@ class FakeCuda(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[Wait] = []
+        self.backwards = 0  # engines at work
 
     def __torch_function__(
         self,
@@ -75,6 +78,9 @@ class FakeCuda(TorchFunctionMode):
         args, named, wanted = redirected(name, args, dict(kwargs or {}))
         named.pop("pin_memory", None)
         leaves = pytree.tree_leaves((args, named))
+        for leaf in leaves if self.backwards else ():
+            if isinstance(leaf, Tensor) and leaf.ndim:  # torch's own, unnamed
+                tagged(leaf)
         there = [leaf for leaf in leaves if isinstance(leaf, Fake)]
         here = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Fake)]
         if there:
@@ -213,8 +219,12 @@ def fake_cuda() -> Iterator[FakeCuda]:
         return module
 
     def backward(*args: Any, **named: Any) -> Any:
-        with mode:  # for hooks, and what is computed again
-            return engine(*args, **named)
+        mode.backwards += 1
+        try:
+            with mode:  # for hooks, and what is computed again
+                return engine(*args, **named)
+        finally:
+            mode.backwards -= 1
 
     def grouped(lists: Any, *rest: Any) -> Any:
         found = group(lists, *rest)
@@ -243,8 +253,11 @@ def fake_cuda() -> Iterator[FakeCuda]:
                 patch.setattr(torch.optim.Optimizer, name, lambda optimizer: None)
         patch.setattr(Tensor, "record_stream", lambda x, stream: None)
         patch.setattr(rng, "_kernel", lambda device: None)  # Triton's
+        patch.setitem(sys.modules, "diffusion_cli.norm_kernel", norms)  # likewise
+        patch.setattr(diffusion_cli, "norm_kernel", norms, raising=False)
+        norm._kernel.cache_clear()
         patch.setattr(graphs, "recorder", lambda device: None)
-        patch.setattr(torch, "autocast", lambda kind, dtype: autocast("cpu", dtype))
+        patch.setattr(torch, "autocast", lambda _, *a, **k: autocast("cpu", *a, **k))
         patch.setattr(torch.amp, "GradScaler", lambda kind: scaler("cpu"))
         unpinned = {"pin_memory": False}
         patch.setattr(loading, "DataLoader", lambda *a, **k: loader(*a, **k | unpinned))
@@ -255,3 +268,4 @@ def fake_cuda() -> Iterator[FakeCuda]:
         patch.setattr(nn.Module, "to", move)
         with mode:
             yield mode
+    norm._kernel.cache_clear()

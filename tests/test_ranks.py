@@ -103,7 +103,10 @@ def test_what_torch_says_of_a_meeting_is_told() -> None:
     world.rank, world.patience = 1, 20.0
     with pytest.raises(EnvironmentFault, match="share a GPU"), world._meeting("copy"):
         raise RuntimeError(DUPLICATE)
-    with pytest.raises(Bereft, match="`copy`: .* no space left"), world._meeting("copy"):
+    with (
+        pytest.raises(Bereft, match=r"`copy`: .* no space left"),
+        world._meeting("copy"),
+    ):
         raise RuntimeError("NCCL error\nLast error:\nshm: no space left on device")
 
 
