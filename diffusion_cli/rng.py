@@ -23,6 +23,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in 32 bits
 _CASES = 2**12  # cases of a round, whose words are made for one position too
 _AT_ONCE = 2**14  # counters, whose temporary numbers stay in the cache
+_STREAMS = 16  # whose words are kept for the steps after
 
 
 def philox(counter: Sequence[Tensor | int], seed: int, count: int = 4) -> Tensor:
@@ -182,12 +183,13 @@ class Ahead(Rng):
     """The same numbers, a step at a time, by fewer calls.
 
     On the CPU the words of one step take as long as those of a hundred: the first four
-    of each row are made for the steps after it too, and kept for `at`.
+    of each row are made for the steps after it too, twice as many each time, and kept
+    for `at`. A stream that is used once costs no more than one step.
     """
 
     def __init__(self, rng: Rng) -> None:
         super().__init__(rng.seed, rng.rows, rng.step, rng.stream)
-        self._made: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        self._made: dict[tuple[int, int], tuple[int, Tensor]] = {}  # oldest use first
 
     def child(self, name: str) -> Rng:
         return self._beside(super().child(name))
@@ -203,13 +205,19 @@ class Ahead(Rng):
     def words(self, count: int) -> Tensor:
         if count > 4 or not self.rows.is_cpu:
             return super().words(count)
-        first, words = self._made.get((self.stream, count), (self.step, None))
-        if words is None or not first <= self.step < first + len(words):
-            stop = self.step + max(1, _AT_ONCE // max(1, len(self)))
-            steps = torch.arange(self.step, stop)[:, None]
+        key = self.stream, count
+        first, words = self._made.pop(key, (self.step, torch.empty(0)))
+        place = self.step - first
+        if not 0 <= place < len(words):
+            many = 2 * len(words) + 1 if place == len(words) else 1
+            many = min(many, max(1, _AT_ONCE // max(1, len(self))))
+            steps = torch.arange(self.step, self.step + many)[:, None]
             words = philox((0, self.rows, steps, self.stream), self.seed, count)
-            self._made[self.stream, count] = first, words = self.step, words
-        return words[self.step - first].clone()
+            first, place = self.step, 0
+        self._made[key] = first, words
+        if len(self._made) > _STREAMS:
+            del self._made[next(iter(self._made))]
+        return words[place].clone()
 
 
 def shuffled(index: Tensor, length: int, seed: int) -> Tensor:

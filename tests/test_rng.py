@@ -167,5 +167,20 @@ def test_numbers_made_ahead_take_few_calls(monkeypatch):
     ahead = Ahead(Rng(5, torch.arange(128)))
     for step in range(module._AT_ONCE // 128):
         ahead.at(step).child("flip").words(1)
-    assert len(asked) == 1
+    assert len(asked) == 7  # 1, 3, 7, .. steps: 127 by six calls, and the last
     assert len(Ahead(Rng(0, torch.arange(0))).words(2)) == 0
+
+
+def test_a_stream_for_every_step_takes_neither_memory_nor_other_steps(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        module,
+        "_by_numpy",
+        lambda *a, real=module._by_numpy: made.append(real(*a)) or made[-1],
+    )
+    ahead = Ahead(Rng(5, torch.arange(8)))
+    for step in range(100):
+        ahead.at(step).child(f"step {step}").words(1)
+        ahead.at(step).child("flip").words(1)
+    assert len(ahead._made) <= module._STREAMS
+    assert sum(words.numel() for words in made) < 100 * 8 + 2 * 100 * 8 + 8
