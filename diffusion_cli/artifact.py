@@ -208,8 +208,8 @@ def _verify(folder: Path, name: str, entry: dict[str, Any]) -> None:
 
 def _inside(folder: Path, name: str) -> Path:
     """A member of a folder: a plain file with a plain name, no link to elsewhere."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        raise broken(folder, f"{name!r} is not a file name")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}", name):
+        raise broken(folder, f"{name[:50]!r} is not a file name")
     path = folder / name
     if path.is_symlink() or not path.is_file():
         raise broken(folder, f"{name} is missing")

@@ -120,12 +120,15 @@ def test_a_hostile_weights_file_is_refused(tmp_path: Path, data: bytes) -> None:
     refused(path, "model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", ".hidden", "a\0b", ""])
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/passwd", ".hidden", "a\0b", "", "a" * 256]
+)
 def test_a_member_stays_inside(tmp_path: Path, name: str) -> None:
     """Fault S5."""
     path = save(tmp_path)
     edit(path, files={name: {"size": 0, "sha256": ""}})
     refused(path, "is not a file name")
+    assert not artifact.standing(path)
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -90,3 +90,21 @@ def test_more_steps_than_a_discrete_process_knows_are_refused():
         grids.build(UNIFORM)(gaussian("linear"), 1001)
     with pytest.raises(ConfigError, match="steps: must be >= 1"):
         build("heun", 0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-320, 1e300])
+def test_a_scale_beyond_all_noise_is_refused(scale):
+    """Its asinh is infinite, or too small to tell steps apart."""
+    with pytest.raises(ConfigError, match=r"scale: must be 1e-9 to 1e9"):
+        build("eab", 3, scale=scale)
+    with pytest.raises(ConfigError, match=r"scale: must be 1e-9 to 1e9"):
+        build("eab", 3, {"name": "asinh", "scale": scale})
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_at_the_least_and_the_largest_scale_there_are_samples(scale):
+    process = gaussian("karras")
+    data, x = NormalData(process), process.prior((4, 2), rows(4)).double()
+    grid = {"name": "asinh", "scale": scale}
+    for sampler in (build("eab", 8, scale=scale), build("eab", 8, grid)):
+        assert bool(last(sampler, data, x).isfinite().all())

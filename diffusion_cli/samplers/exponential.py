@@ -91,7 +91,7 @@ class EAB(Multistep):
         scale: float = 0.04,
     ) -> None:
         super().__init__(grid, steps, order, correct)
-        require(scale > 0, "scale", scale, "> 0")
+        require(1e-9 <= scale <= 1e9, "scale", scale, "1e-9 to 1e9")
         self.scale = scale
 
     def value(self, mean: Tensor, x: Tensor, a: Numbers) -> Tensor:

@@ -160,7 +160,7 @@ class Asinh(NoiseGrid):
         sigma_max: float | None = None,
     ) -> None:
         super().__init__(sigma_min, sigma_max)
-        require(scale > 0, "scale", scale, "> 0")
+        require(1e-9 <= scale <= 1e9, "scale", scale, "1e-9 to 1e9")
         self.scale = scale
 
     def ratios(self, least: float, most: float, steps: int) -> Tensor:
