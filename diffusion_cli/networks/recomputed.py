@@ -20,9 +20,10 @@ def convolved(
 ) -> Tensor:
     """conv(drop(norm(x))); with `norms` only x and what dropout drew are kept.
 
-    Values and gradients are those of the other modes, bit by bit on a CPU. What dropout
-    draws is kept there, in a byte each: drawing again would take longer than all else
-    that is computed again. A GPU draws again.
+    Values and gradients are those of the other modes, bit by bit on a CPU; second
+    derivatives are summed in another order. What dropout draws is kept there, in a byte
+    each: drawing again would take longer than all else that is computed again. A GPU
+    draws again.
 
     Reference: Chen et al. 2016, arXiv:1604.06174.
     """
