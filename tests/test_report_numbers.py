@@ -115,6 +115,22 @@ def test_unequal_protocols_are_unequal_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_a_protocol_stands_once_under_the_table(tmp_path: Path, dcli: Dcli) -> None:
+    """Columns name it by its number."""
+    run = left(tmp_path / "runs" / "a")
+    both = {"w2": 1.0, "w2_worst": 2.0}
+    measure(run, 1.0, about={"values": both})
+    measure(run, 1.0, n=50)
+    html, _ = report(dcli, "runs")
+    section = html.partition("<h2>Measured</h2>")[2].partition("</section>")[0]
+    head, _, rest = section.partition("</thead>")
+    columns = re.findall(r'<th class="number">(.*?)</th>', head)
+    assert columns == ["w2<sup>1</sup>", "w2_worst<sup>1</sup>", "w2<sup>2</sup>"]
+    below = rest.partition("</table>")[2]
+    assert re.findall("<li>(.*?)</li>", below) == ["n=100", "n=50"]
+    assert section.count("n=100") == 1
+
+
 def test_numbers_against_other_data_are_in_other_columns(tmp_path: Path) -> None:
     """Where the data lie, and whether labels are read, makes them no others."""
     run = left(tmp_path / "a")

@@ -108,9 +108,7 @@ class Likelihood(Metric):
         values = surprise(found[:, 0], spec)
         values |= self._doubt(found[:, 5:], spec.numel)
         *spent, solves = found[:, 1:5].sum(0).tolist()
-        for key, count in zip(COUNTED, spent, strict=True):
-            values[key] = count / solves
-        notes = self._notes(spec, float(floor), noise)
+        notes = self._notes(spec, float(floor), noise, [n / solves for n in spent])
         if outside := int(found[:, 0].isinf().sum()):
             told = f"{outside} of {len(found)} data end where the prior has no density"
             notes = (*notes, told)
@@ -163,7 +161,11 @@ class Likelihood(Metric):
         bits = nats / (d * math.log(2))
         return {"nll_nats_probe_error": nats, "bits_per_dim_probe_error": bits}
 
-    def _notes(self, spec: Spec, t: float, noise: float) -> tuple[str, ...]:
+    def _notes(
+        self, spec: Spec, t: float, noise: float, spent: list[float]
+    ) -> tuple[str, ...]:
+        """What the numbers mean; `spent` are the means of `COUNTED` per solution."""
+        calls, accepted, rejected = spent
         how = f"Hutchinson, {self.law}, {self.probes} per sample"
         notes = [
             meant(spec),
@@ -171,8 +173,8 @@ class Likelihood(Metric):
             f"sigma / alpha = {noise:g}",
             f"divergence: {'exact' if self._exact(spec.numel) else how}",
             "standard errors are over the data; probe_error is the probes' part",
-            f"dopri5, rtol {self.rtol:g}, atol {self.atol:g}; a batch shares steps; "
-            "calls and steps per solution",
+            f"dopri5, rtol {self.rtol:g}, atol {self.atol:g}; a batch shares steps: "
+            f"{calls:.6g} calls, {accepted:.4g} steps and {rejected:.4g} rejected ones",
         ]
         if spacing(spec):
             notes.append(

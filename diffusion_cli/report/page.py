@@ -64,6 +64,7 @@ def page(found: Sequence[Record]) -> str:
         evaluated=list(while_training(found)),
         columns=columns,
         rows=rows,
+        protocols=list(dict.fromkeys(c.protocol for c in columns if c.protocol)),
         differences=_differences(found),
         style=Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8")),
     )
