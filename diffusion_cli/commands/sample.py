@@ -149,6 +149,8 @@ def _write(drawing: Drawing, values: Config) -> None:
         }
     )
     steps = f"{sampler.steps} steps, " if sampler.steps else ""
+    own = sampler.calls(sampler.steps)  # guidance may call a network more than once
+    steps += f"{own} denoiser calls (nfe), " if own not in (0, calls) else ""
     what = "".join(f", {count} {name}" for name, count in counted.items())
     if gaps:
         tokens = drawing.found.spec.kind == "tokens"

@@ -25,9 +25,10 @@ class Point(NamedTuple):
 class NFECurve(Metric):
     """One metric against network calls, for several samplers and grids at once.
 
-    A point is on the Pareto front if none is better for as few calls. Calls are
-    counted, guidance included. What a sampler cannot do (fewer calls than a step, a
-    process it does not suit) is left out and told. `spread` is that over seeds.
+    A point is on the Pareto front if none is better for as few calls. Calls of
+    networks are counted, so guidance that asks twice counts twice. What a sampler
+    cannot do (fewer calls than a step, a process it does not suit) is left out and
+    told. `spread` is that over seeds.
 
     Reference: Karras et al. 2022, figure 2, arXiv:2206.00364.
 
@@ -35,7 +36,7 @@ class NFECurve(Metric):
         of: The metric; its first number is shown.
         samplers: Names that `sampler=` takes.
         grids: Names of grids for each of them; none leaves their own.
-        calls: Network calls that a sample may take.
+        calls: Denoiser calls that a sample may take, as `nfe=`.
     """
 
     def __init__(
