@@ -56,6 +56,9 @@ def test_what_is_encoded_is_drawn_again(dcli: Dcli, points: np.ndarray) -> None:
         for steps in (8, 32)
     ]
     assert errors[1] < errors[0] / 4
+    few = dcli("sample", *words, "sampler=heun", "steps=2").err
+    assert told(few) > 0.1 and "steps=<more>" in few
+    assert "steps=<more>" not in exact.err
     other = dcli("sample", *words, "sampler=dopri5", "batch=5").out
     np.testing.assert_allclose(drawn(other), x, atol=1e-3)
 

@@ -22,6 +22,7 @@ from diffusion_cli.tracking import say
 
 Config = dict[str, Any]
 BATCH = 64  # samples at once, unless a command says so or needs fewer
+LOST = 0.1  # error beside what was given, both root mean squares, that is told
 GIVEN = ("encode", "restore", "severity", "degraded", "interpolate", "prompt")
 TOLD = ("seed", "label", "batch", "dtype", *GIVEN)
 
@@ -159,8 +160,19 @@ def _write(drawing: Drawing, values: Config) -> None:
         )
         then = f", {gaps['spoilt']:.3g} when spoilt" if "spoilt" in gaps else ""
         say(f"{kind} what was given: {gaps['drawn']:.3g}{then}")
+        if _lost(drawing, gaps["drawn"]):
+            say("the steps are too few to lead back: steps=<more>, or sampler=dopri5")
     say(f"{n} samples, {steps}{calls:g} network calls each{what}")
     print(gallery.folder)
+
+
+def _lost(drawing: Drawing, gap: float) -> bool:
+    """Whether steps, and nothing that was asked for, lead far from what was encoded."""
+    given, built = drawing.given, drawing.built
+    meant = built.chosen["guidance"] or drawing.values["label"] is not None
+    if given is None or given.how != "encode" or meant or not built.sampler.steps:
+        return False
+    return gap > LOST * float(given.x0.double().square().mean().sqrt())
 
 
 def _spoilt(drawing: Drawing, n: int) -> Gallery | None:
