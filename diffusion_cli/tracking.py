@@ -184,14 +184,19 @@ class Bar:
         loss = f"{values['loss']:.4g}" if "loss" in values else "none"
         rate = values["images_per_second"]
         if not self._tqdm.disable:
-            self._tqdm.set_postfix_str(f"loss {loss}, {rate:.4g} img/s")
+            self._tqdm.set_postfix_str(f"loss {loss}, {speed(rate)}")
             return
         left = tqdm.format_interval((self.steps - step) * self.batch / max(rate, 1e-9))
-        say(f"step {step}/{self.steps}  loss {loss}  {rate:.4g} img/s  left {left}")
+        say(f"step {step}/{self.steps}  loss {loss}  {speed(rate)}  left {left}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._tqdm.close()
+
+
+def speed(rate: float) -> str:
+    """Samples per second, without an exponent."""
+    return f"{rate:,.0f} samples/s" if rate >= 99.5 else f"{rate:.3g} samples/s"
 
 
 def _mute() -> bool:

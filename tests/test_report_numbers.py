@@ -57,7 +57,7 @@ def test_what_a_sweep_varied_is_in_the_overview(tmp_path: Path, dcli: Dcli) -> N
     table = html.partition("<h2>Overview</h2>")[2].partition("</table>")[0]
     rows = [re.sub("<[^>]*>", " ", row).split() for row in table.split("<tr>")[1:]]
     assert rows == [
-        ["run", "process", "optimizer.lr", "status", "step", "loss", "images/s"],
+        ["run", "process", "optimizer.lr", "status", "step", "loss", "samples/s"],
         ["a", "ddpm", "1e-3", "complete", "4", "0.25"],
         ["b", "flow", "1e-2", "complete", "4", "0.25"],
     ]

@@ -20,6 +20,7 @@ from tiny import interrupted, tiny
 from diffusion_cli.commands import train
 from diffusion_cli.identity import decides, dotted
 from diffusion_cli.records import lines
+from diffusion_cli.tracking import Bar
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +94,13 @@ def test_only_a_complete_run_is_called_one() -> None:
     assert SESSION_END_INFO_TAG not in events().summary_metadata
     train.run(tiny(out="run"), [])
     assert SESSION_END_INFO_TAG in events().summary_metadata
+
+
+@pytest.mark.parametrize(
+    "rate, told", [(32120.4, "32,120"), (99.96, "100"), (8.123, "8.12"), (0.5, "0.5")]
+)
+def test_a_speed_is_read_without_an_exponent(
+    rate: float, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Bar(0, 9, 4).show(3, {"loss": 0.25, "images_per_second": rate})
+    assert f"loss 0.25  {told} samples/s  left" in capsys.readouterr().err

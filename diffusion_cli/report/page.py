@@ -99,7 +99,7 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
         ]
         yield role, " ".join([str(inner.get(f"{role}.name", "")), *rest]).strip()
     speed, memory = last.get("images_per_second"), last.get("memory_gib")
-    yield "speed", f"{speed:.4g} images per second" if speed else ""
+    yield "speed", f"{speed:,.1f} samples per second" if speed else ""
     yield "memory", f"{memory:.3g} GiB" if memory else ""
     yield (
         "machine",
