@@ -160,7 +160,10 @@ def test_steps_calls_samplers_and_guidance(dcli: Dcli, digits: Path) -> None:
     said = {
         ("nfe=10",): "5 steps, 9 network calls each",
         ("sampler=dpmpp", "nfe=10"): "10 steps, 10 network calls each",
-        ("guidance=cfg", "steps=3"): "3 steps, 5 denoiser calls (nfe), 10 network calls each",
+        (
+            "guidance=cfg",
+            "steps=3",
+        ): "3 steps, 5 denoiser calls (nfe), 10 network calls each",
         ("sampler=ddim", "steps=4"): "4 steps, 4 network calls each",
         ("sampler.churn=20", "sampler.steps=4"): "4 steps, 7 network calls each",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,8 +44,9 @@ def chart(
     axes.set_xscale("log" if log_x else "linear")
     axes.set_yscale("log" if log_y else "linear")
     if log_x:  # where the points are, and nowhere else
-        at = sorted({x for points in curves.values() for x, *_ in points})
-        axes.set_xticks(_apart(at), minor=False)
+        axes.set_xticks(
+            named([[x for x, *_ in points] for points in curves.values()]), minor=False
+        )
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
     if log_y and _narrow(*axes.get_ylim()):
@@ -60,13 +62,17 @@ def chart(
     return buffer.getvalue()
 
 
-def _apart(places: Sequence[float]) -> list[float]:
-    """Those whose labels do not touch on a logarithmic axis."""
+def named(curves: Sequence[Sequence[float]]) -> list[float]:
+    """Places of points whose labels do not touch on a logarithmic axis, by rising x.
+
+    Of places too close to each other, those of most curves are kept.
+    """
+    counts = Counter(x for own in curves for x in set(own))
     kept: list[float] = []
-    for place in places:
-        if not kept or place > kept[-1] * CLOSEST:
-            kept.append(place)
-    return kept
+    for x in sorted(counts, key=lambda x: (-counts[x], x)):
+        if all(max(x / other, other / x) > CLOSEST for other in kept):
+            kept.append(x)
+    return sorted(kept)
 
 
 def _narrow(low: float, high: float) -> bool:
