@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from diffusion_cli import checkpoint, distributed, failpoints
@@ -45,20 +44,8 @@ def run(values: Config, overrides: list[str]) -> float | None:
 def _tell(node: Config, result: Result, subject: Trained, quiet: bool) -> None:
     name = node["name"]
     if not quiet:
-        answer("\n".join([*lines(name, result.values), *_table(result.table)]))
+        answer("\n".join(lines(name, result.values)))
     for note in result.notes:
         say(f"{name}: {note}")
     for path in subject.files(node, result):
         say(f"{name}: {path}")
-
-
-def _table(rows: Any) -> Iterator[str]:
-    """Rows under their column names."""
-    if rows:
-        yield "  ".join(f"{key:>12}" for key in rows[0])
-    for row in rows:
-        yield "  ".join(f"{_cell(value):>12}" for value in row.values())
-
-
-def _cell(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.5g}"
