@@ -142,6 +142,26 @@ def test_offline_is_exit_5_and_says_what_to_put_where(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
+def test_offline_all_missing_files_of_a_set_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one by one; what is there, packed or not, is not asked for."""
+    source = torchvision.datasets.FashionMNIST
+    names = [name for name, _ in source.resources]
+    monkeypatch.setattr(source, "mirrors", [refused()])
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    raw = tmp_path / "data/FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    (raw / names[0].removesuffix(".gz")).write_bytes(b"")
+    (raw / names[2]).write_bytes(b"")
+    folders = {"root": str(tmp_path / "data"), "cache": str(tmp_path / "cache")}
+    with pytest.raises(EnvironmentFault) as caught:
+        datasets["fashion_mnist"](**folders).prepare()
+    told = caught.value.hint
+    assert [name in told for name in names] == [False, True, False, True]
+    assert told.startswith("put ") and told.endswith(f") into {raw}")
+
+
 @pytest.mark.parametrize("mirrors", [1, 2])
 def test_a_network_that_never_answers_is_offline(
     mirrors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

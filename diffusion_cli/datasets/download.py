@@ -7,7 +7,7 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -53,6 +53,7 @@ def fetch(
     where: str = "dataset",
     place: str = "dataset.root=...",
     otherwise: str = "",
+    beside: Sequence[Remote] = (),
 ) -> Path:
     """`folder/name`, downloaded if it is not there; its hash is checked in any case.
 
@@ -66,11 +67,14 @@ def fetch(
         where: The key of the config that asks for it.
         place: The key that names another folder.
         otherwise: What else to do without a network.
+        beside: Other files that will be asked for; without a network they are told too.
     """
     path = folder / remote.name
     manual = f"put {remote.what} into {folder}"
     hint = f"{manual}, or choose a writable folder with {place}"
-    offline = f"{manual}, or {otherwise}" if otherwise else manual
+    missing = [remote, *(one for one in beside if not (folder / one.name).exists())]
+    offline = f"put {' and '.join(one.what for one in missing)} into {folder}"
+    offline = f"{offline}, or {otherwise}" if otherwise else offline
     with writing(folder, hint), FileLock(folder / f".{remote.name}.lock"):
         if not path.exists():
             part = folder / f".{remote.name}.part"

@@ -155,18 +155,20 @@ def _parse(name: str, root: Path, split: Split) -> Table:
 
 def _complete_mnist(source: Any, folder: Path) -> None:
     """Fetch and unpack what is missing of the four files of an MNIST."""
-    for packed, md5 in source.resources:
-        path = folder / Path(packed).stem
-        if not path.exists():
-            urls = tuple(mirror + packed for mirror in source.mirrors)
-            archive = fetch(Remote(packed, urls, md5), folder)
-            with (
-                writing(folder, f"gunzip {archive}"),
-                gzip.open(archive) as packed_file,
-                staged(path) as part,
-                part.open("wb") as file,
-            ):
-                shutil.copyfileobj(packed_file, file)
+    missing = [
+        Remote(packed, tuple(mirror + packed for mirror in source.mirrors), md5)
+        for packed, md5 in source.resources
+        if not (folder / Path(packed).stem).exists()
+    ]
+    for number, remote in enumerate(missing):
+        archive = fetch(remote, folder, beside=missing[number + 1 :])
+        with (
+            writing(folder, f"gunzip {archive}"),
+            gzip.open(archive) as packed_file,
+            staged(folder / Path(remote.name).stem) as part,
+            part.open("wb") as file,
+        ):
+            shutil.copyfileobj(packed_file, file)
 
 
 def _complete_cifar(source: Any, root: Path) -> None:
