@@ -118,8 +118,7 @@ def test_unequal_protocols_are_unequal_columns(tmp_path: Path) -> None:
 def test_a_protocol_stands_once_under_the_table(tmp_path: Path, dcli: Dcli) -> None:
     """Columns name it by its number."""
     run = left(tmp_path / "runs" / "a")
-    both = {"w2": 1.0, "w2_worst": 2.0}
-    measure(run, 1.0, about={"values": both})
+    measure(run, 1.0, about={"values": {"w2": 1.0, "w2_worst": 2.0}})
     measure(run, 1.0, n=50)
     html, _ = report(dcli, "runs")
     section = html.partition("<h2>Measured</h2>")[2].partition("</section>")[0]
