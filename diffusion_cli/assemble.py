@@ -127,6 +127,11 @@ def harmonious(walk: Sampler, denoiser: Denoiser, name: str) -> None:
             "nothing of its own",
             "guidance.form=score, or sampler=ancestral",
         )
+    if denoiser.varies and not walk.own:
+        raise ConfigError(
+            f"guidance: it sets the variance of a belief; sampler `{name}` uses none",
+            "sampler=ancestral",
+        )
 
 
 def model(
@@ -246,4 +251,5 @@ def guided(
         denoiser = guidances.build(node, denoiser=inner, context=context)
         demand("guidance", node["name"], denoiser.needs, denoiser.process)
         denoiser.tilts = denoiser.tilts or inner.tilts
+        denoiser.varies = denoiser.varies or inner.varies
     return denoiser

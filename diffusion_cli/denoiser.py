@@ -23,6 +23,7 @@ class Denoiser(nn.Module, ABC):
     needs: type[Process] = Process  # what a guidance asks of the process
     labelled: bool = False  # whether a guidance asks for labels that can be left out
     tilts: bool = False  # whether it only acts on steps that draw: `Posterior.tilt`
+    varies: bool = False  # whether it only sets a variance, for the process's own steps
     timeless: bool = False  # whether its belief is the same at all times
 
     @abstractmethod

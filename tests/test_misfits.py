@@ -23,6 +23,8 @@ MISFITS = {
     TEXT + "process=mask objective=idempotent": "process=idempotent",
     DIGITS + "process=cold_blur objective=idempotent": "(process=idempotent)",
     DIGITS + "process=cold_mask objective=idempotent": "(process=idempotent)",
+    TOY + "process=vp sampler=heun guidance=large": "hint: sampler=ancestral",
+    TOY + "process=vp sampler=eab guidance=clip,large": "`eab` uses none",
     TOY + "process=edm objective=idempotent": "(process=idempotent)",
     TEXT + "process=mask coupling=minibatch_ot coupling.size=8": "needs an affine",
     TEXT + "process=d3pm process.matrix=uniform process.beta_max=1.9": "at most 1",

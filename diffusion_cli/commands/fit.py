@@ -17,6 +17,7 @@ from diffusion_cli.derived import Derived
 from diffusion_cli.device import memory
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.loading import once, prepare_like
+from diffusion_cli.paths import assignment
 from diffusion_cli.place import trained
 from diffusion_cli.processes.affine import Diffusion
 from diffusion_cli.rebuild import laid_over
@@ -69,7 +70,9 @@ def run(values: Config, overrides: list[str]) -> float | None:
     told = ("variance", "n", "times", "seed", "batch")
     about = {key: values[key] for key in told} | {"dataset": node, "step": found.step}
     derived.write(name, fit.tensors(), about)
-    say(f"dcli sample ckpt={found.home} guidance={name}")
+    words = [assignment("ckpt", str(found.home)), f"guidance={name}"]
+    words += [f"weights={values['weights']}"] * (values["weights"] != "ema")
+    say(" ".join(["dcli sample", *words, "sampler=ancestral"]))
     print(derived.folder / name)
     return None
 

@@ -36,6 +36,7 @@ class Analytic(Denoiser):
     """
 
     needs = Diffusion
+    varies = True
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class Large(Denoiser):
     """
 
     needs = Diffusion
+    varies = True
 
     def __init__(self, denoiser: Denoiser, data_std: float = 1.0) -> None:
         super().__init__()

@@ -33,7 +33,8 @@ class Sampler(ABC):
 
     steps: int = 0  # 0: it chooses its own
     order: int = 1  # claimed order of convergence; tested
-    draws: bool = False  # whether its steps are the process's own and have a variance
+    own: bool = False  # whether its steps are the process's own: they use variances
+    draws: bool = False  # whether they are, and have a variance whatever the belief
     timeless: bool = False  # whether it needs beliefs that are the same at all times
 
     @property

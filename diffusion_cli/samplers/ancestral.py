@@ -30,6 +30,8 @@ class Ancestral(Sampler):
         how: Keywords of the process's reverse step, such as `eta`.
     """
 
+    own = True
+
     def __init__(self, grid: Grid, steps: int = 1000, **how: Any) -> None:
         require(steps >= 1, "steps", steps, ">= 1")
         self.grid, self.steps, self.how = grid, steps, how

@@ -69,7 +69,7 @@ class PredictorCorrector(Sampler):
         require(0 < snr <= 100, "snr", snr, "in (0, 100]")
         self.grid, self.steps, self.predictor = grid, steps, predictor
         self.corrections, self.snr = corrections, snr
-        self.draws = predictor == "ancestral"
+        self.own = self.draws = predictor == "ancestral"
 
     @property
     def needs(self) -> type[Process]:
