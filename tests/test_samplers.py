@@ -35,6 +35,30 @@ def test_a_sample_does_not_depend_on_its_batch(variant, schedule):
     )
 
 
+DRAWING = [
+    {"name": "ancestral"},
+    {"name": "pc", "predictor": "ancestral"},
+    {"name": "pc"},
+    {"name": "sde_dpmpp"},
+    {"name": "euler_maruyama"},
+    {"name": "restart"},
+    {"name": "heun", "churn": 20.0},
+]
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, *DRAWING], ids=str)
+def test_a_variance_of_the_belief_counts_where_steps_are_the_processes_own(variant):
+    sampler, process, x = (
+        build(steps=4, **variant),
+        gaussian("linear"),
+        torch.ones(2, 2),
+    )
+    point, normal = (
+        last(sampler, NormalData(process, spread=spread), x) for spread in (False, True)
+    )
+    assert torch.equal(point, normal) != sampler.own
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_calls_are_counted_exactly(variant):
     class Counted(nn.Module):
