@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_cli.core import Posterior, Spec
 from diffusion_cli.errors import ConfigError
-from diffusion_cli.networks import Network
+from diffusion_cli.networks import Network, networks
 from diffusion_cli.parametrisations import Parametrisation
 from diffusion_cli.processes import Process
 
@@ -68,6 +68,7 @@ class Model(Denoiser):
         super().__init__()
         self.process, self.network = process, network
         self.parametrisation, self.spec = parametrisation, spec
+        self.out = parametrisation.out(process.state(spec))  # shape asked for
         self.timeless = parametrisation.timeless
         self.around: Callable[[], AbstractContextManager[object]] = nullcontext
 
@@ -98,7 +99,16 @@ class Model(Denoiser):
             level = level.to(weight.device, weight.dtype).expand(x.shape[:1])
         with self.around():
             out = self.network(scaled, level, **cond)
+        self.inspect(out, len(x))
         return _as(out, x.dtype if x.dtype.is_floating_point else torch.float32)
+
+    def inspect(self, out: Tensor, count: int) -> None:
+        """Refuse what a network returns in another shape than it was built for."""
+        found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        if found != (expected := (count, *self.out)):
+            name = networks.name_of(self.network)
+            message = f"network: `{name}` returned {found}, expected {expected}"
+            raise ConfigError(message, "`forward` returns a batch of the shape `out`")
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

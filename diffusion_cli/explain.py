@@ -45,7 +45,8 @@ def explain(problem: BaseException, verb: str = "train") -> DcliError:
             "ABI",
         )
     frames = traceback.extract_tb(problem.__traceback__)
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    own = [f for f in frames if "torch" not in Path(f.filename).parts] or frames
+    where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
     return DcliError(
         f"{type(problem).__name__}: {_first_line(problem)}{where}",
         "this is a bug of dcli or of a plug-in; report the traceback above",

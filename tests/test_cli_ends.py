@@ -147,6 +147,32 @@ def test_a_component_of_ones_own(dcli: Dcli, tmp_path: Path) -> None:
     )
 
 
+WRONG = PLUGIN.replace("self.map(x.flatten(1)).view_as(x)", "x.flatten(1)[:, :1]")
+BROKEN = PLUGIN.replace("self.map(x.flatten(1))", "self.mop(x.flatten(1))")
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "code", "told"),
+    [
+        ("check", WRONG, 2, "network: `outside` returned (1, 1), expected (1, 2)"),
+        ("train", WRONG, 2, "network: `outside` returned (8, 1), expected (8, 2)"),
+        ("train", BROKEN, 1, f"outside.py:{BROKEN.count(chr(10))})"),
+    ],
+)
+def test_a_network_of_ones_own_returns_what_is_asked_for(
+    dcli: Dcli, tmp_path: Path, verb: str, text: str, code: int, told: str
+) -> None:
+    (tmp_path / "outside.py").write_text(text)
+    folder = tmp_path / "mine" / "network"
+    folder.mkdir(parents=True)
+    (folder / "outside.yaml").write_text(
+        "# @package _global_\nplugins: [./outside.py]\nnetwork: {name: outside}\n"
+    )
+    words = (verb, "--config-dir", "mine", "network=outside", "dataset=toy2d")
+    outcome = dcli(*words, "trainer.batch=8", "trainer.steps=2", "trainer.workers=0")
+    assert outcome.code == code and told in outcome.err, outcome.err
+
+
 def test_a_plugin_is_left_alone_in_its_folder(
     dcli: Dcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

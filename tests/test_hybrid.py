@@ -117,6 +117,9 @@ class Gains(Network):
 class Single(parametrisations["eps"]):
     """The first of two outputs, read as the noise."""
 
+    def out(self, state):
+        return reading("learned").out(state)
+
     def posterior(self, out, x, t, process):
         return super().posterior(out.chunk(2, dim=1)[0], x, t, process)
 

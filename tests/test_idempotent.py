@@ -39,9 +39,9 @@ class Linear(Network):
         return self.gain * x if self.gain.ndim == 0 else x @ self.gain.T
 
 
-def model(gain):
-    reading = parametrisations.build({"name": "direct"})
-    return Model(processes.build({"name": "jump"}), Linear(gain), reading, Spec((2,)))
+def model(gain, size=2):
+    reading, spec = parametrisations.build({"name": "direct"}), Spec((size,))
+    return Model(processes.build({"name": "jump"}), Linear(gain), reading, spec)
 
 
 def gradient(term, net):
@@ -51,7 +51,7 @@ def gradient(term, net):
 @pytest.mark.parametrize("a", [0.3, 0.9, 1.4])
 def test_gradients_take_their_routes(a):
     """T14.1, for f = a y: d again = 2 (a-1)^2 a z^2, d tight = -2 (a-1) a^2 z^2."""
-    net, objective = model(a), objectives.build(PLAIN)
+    net, objective = model(a, 1), objectives.build(PLAIN)
     x, z = rows(1).normal((1, 1)).double(), rows(1, 1).normal((1, 1)).double()
     terms = objective.terms(net, objective.frozen(net, 0), x, z, {})
     square = float(z.square())

@@ -94,6 +94,7 @@ def _forward(model: Model) -> Tensor:
         if state.extra:
             cond["extra"] = torch.empty(1, state.extra)
         out: Tensor = model.network(x, torch.empty(1), **cond)
+    model.inspect(out, len(x))
     return out
 
 
