@@ -221,11 +221,14 @@ def say(text: str) -> None:
         return
 
 
-def introduce(config: Mapping[str, Any], where: str) -> None:
-    """Two lines that open a run: what and where, then the four choices."""
+def introduce(config: Mapping[str, Any], where: str, draws: bool) -> None:
+    """Two lines that open a run: what and where, then the four choices.
+
+    A classifier has no sampler.
+    """
     say(f"dcli {__version__}  {config['name'] or 'train'}  {where}")
     words = []
-    for role in ("dataset", "process", "network", "sampler"):
+    for role in ("dataset", "process", "network", *["sampler"] * draws):
         node = config[role]
         inner = node.get("schedule") or node.get("operator") or node.get("shape")
         inner = inner["name"] if isinstance(inner, Mapping) else inner

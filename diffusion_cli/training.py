@@ -233,7 +233,7 @@ class Run:
     def _introduce(self, found: checkpoint.Checkpoint | None) -> None:
         count = sum(p.numel() for p in self.parts.model.parameters())
         where = f"{devices.label(self.device)}, {self.settings.precision}"
-        introduce(self.config, f"{where}  {count:,} parameters")
+        introduce(self.config, f"{where}  {count:,} parameters", self.parts.draws)
         tail = f", resuming from {found.folder.name}" if found else ""
         say(f"{self.folder.path}{tail}")
 

@@ -61,6 +61,21 @@ def test_the_command_it_ends_with_names_weights_that_there_are(
     assert capsys.readouterr().err.splitlines()[-1] == f"dcli sample ckpt=run{weights}"
 
 
+def test_a_classifier_is_not_said_to_draw(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    toy = {"name": "toy2d", "shape": "moons", "size": 8, "labels": True}
+    reading = {"parametrisation": {"name": "classes"}}
+    loss = {"name": "classify", "time": {"name": "uniform"}}
+    values = tiny(dataset=toy, out="run", **reading, objective=loss)
+    for _ in ("trains", "is complete"):
+        train.run(values, [])
+        told = capsys.readouterr().err
+        assert "sampler=" not in told
+        ending = "dcli sample ckpt=... guidance=classifier guidance.run=run"
+        assert told.splitlines()[-1] == ending
+
+
 def test_nothing_secret_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "hunter2")
     train.run(tiny(out="run"), [])

@@ -20,6 +20,7 @@ from diffusion_cli import (
 )
 from diffusion_cli import device as devices
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.parametrisations import parametrisations
 from diffusion_cli.paths import assignment
 from diffusion_cli.place import Place, differences
 from diffusion_cli.progress import Judge
@@ -65,7 +66,7 @@ def run(values: Config, overrides: list[str]) -> float | None:
             run = Run(values, folder, device, data, parts, stop, world)
             loss = run.train(overrides)
             if run.complete:
-                _invite(folder.path, bool(values["trainer"]["ema"]))
+                _invite(folder.path, values)
             return loss
 
 
@@ -100,15 +101,19 @@ def _complete(values: Config, folder: RunFolder) -> bool:
     say(f"already complete at step {done}")
     if values["trainer"]["decay"] in ("constant", "inverse_sqrt"):
         say(f"to extend it: ... out={folder.path} trainer.steps=<more>")
-    _invite(folder.path, bool(values["trainer"]["ema"]))
+    _invite(folder.path, values)
     if values["metric"]:
         say("metric: a complete run is measured by `dcli eval`, which takes these keys")
     return True
 
 
-def _invite(path: Path, averaged: bool) -> None:
+def _invite(path: Path, values: Config) -> None:
     """The last words: how to sample, and on stdout where the run is."""
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    weights = "" if averaged else " weights=raw"
-    say(f"dcli sample {assignment('ckpt', str(shown))}{weights}")
+    if parametrisations[values["parametrisation"]["name"]].about == "x0":
+        weights = "" if values["trainer"]["ema"] else " weights=raw"
+        say(f"dcli sample {assignment('ckpt', str(shown))}{weights}")
+    else:
+        run = assignment("guidance.run", str(shown))
+        say(f"dcli sample ckpt=... guidance=classifier {run}")
     answer(shown)
