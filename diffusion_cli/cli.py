@@ -81,6 +81,9 @@ def _dispatch(words: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(VERBS[verb].text, end="")
         return 0
+    if verb == "train" and not set(rest) - {"-m", "--multirun"}:
+        hint = "dcli train exp=digits, or another recipe of dcli list exp"
+        raise ConfigError("train: nothing says what to train", hint)
     if not VERBS[verb].config:
         command(verb)({}, rest)
         return 0

@@ -92,7 +92,7 @@ def test_exit_codes(
         raise problem
 
     fake(monkeypatch, run)
-    outcome = dcli("train")
+    outcome = dcli("train", "seed=0")
     assert (outcome.code, words in outcome.err) == (code, True), outcome.err
     assert ("Traceback" in outcome.err) == (code == 1)
 

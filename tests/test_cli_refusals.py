@@ -13,6 +13,14 @@ REFUSALS = {
 error: there is no verb `trian`; did you mean `train`?
 hint: dcli --help
 """,
+    "train": """\
+error: train: nothing says what to train
+hint: dcli train exp=digits, or another recipe of dcli list exp
+""",
+    "train -m": """\
+error: train: nothing says what to train
+hint: dcli train exp=digits, or another recipe of dcli list exp
+""",
     "train trainer.stpes=3": """\
 error: trainer.stpes: there is no such key; did you mean `trainer.steps`?
 hint: dcli train --help
