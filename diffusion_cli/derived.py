@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_cli import artifact, tensorfile
 from diffusion_cli.checkpoint import Checkpoint
+from diffusion_cli.errors import CheckpointError
 
 
 class Derived:
@@ -30,6 +31,14 @@ class Derived:
             "values.safetensors": lambda: tensorfile.content(tensors)
         }
         artifact.write(self.folder / name, files, dict(about))
+
+    def holds(self, name: str, about: Mapping[str, Any]) -> bool:
+        """Whether what is kept under a name is whole, and of just that."""
+        try:
+            kept = artifact.verify(self.folder / name)
+        except CheckpointError:
+            return False
+        return all(kept.get(key) == value for key, value in about.items())
 
     def read(self, name: str) -> dict[str, Tensor] | None:
         """What was kept under a name, its hashes checked; None if there is nothing."""

@@ -34,15 +34,20 @@ def test_fit_then_sample(dcli, run):
     assert folder.parent.parent == run / "derived"
     kept = folder / "values.safetensors"
     first, values = kept.read_bytes(), tensorfile.read(kept)
+    fitted = got
     told = ("guidance=analytic", "sampler=ancestral")
     assert " ".join(("dcli sample", f"ckpt={run}", *told)) in got.err
     assert dcli("sample", f"ckpt={run}", *told, "steps=3", "n=4").code == 0
     for walk in (("sample", "sampler=heun"), ("tune", "sampler=eab")):
         got = dcli(*walk, f"ckpt={run}", "steps=3", "n=4", "guidance=analytic")
         assert got.code == 2 and "hint: sampler=ancestral" in got.err
+    again = dcli("fit", f"ckpt={run}", "n=50", "times=7", "batch=20", "device=cpu")
+    assert (again.code, again.out) == (0, fitted.out)
+    assert "already fitted" in again.err and "data at" not in again.err
     assert int(values["count"]) == 50 and len(values["noise"]) == 7
     about = json.loads((folder / "manifest.json").read_text())
     assert about["n"] == 50 and about["dataset"]["name"] == "toy2d"
+    kept.write_bytes(b"")
     assert dcli("fit", f"ckpt={run}", "n=50", "times=7", "batch=20").code == 0
     assert kept.read_bytes() == first
     for words in (

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from diffusion_cli import assemble, checkpoint, failpoints, fitting
 from diffusion_cli import device as devices
 from diffusion_cli.datasets import Dataset
+from diffusion_cli.denoiser import Model
 from diffusion_cli.derived import Derived
 from diffusion_cli.device import memory
 from diffusion_cli.errors import ConfigError
@@ -45,36 +46,48 @@ def run(values: Config, overrides: list[str]) -> float | None:
         node = laid_over("dataset", found, values["dataset"])
         data = assemble.dataset({"dataset": node})
         prepare_like(data, found.spec)
-        assert isinstance(model.process, Diffusion)
-        times = known_times(model.process, values["times"])
-        moments = Moments()
-        for x0, _, _ in _batches(data, values, device):
-            moments.add(x0)
+        derived = Derived(found, values["weights"])
+        told = ("variance", "n", "times", "seed", "batch", "precision")
+        about = {key: values[key] for key in told} | {"dataset": node}
+        about |= {"step": found.step, "data": f"{len(data)} {data.fingerprint}"}
         say(f"{found.folder} ({values['weights']} weights), {devices.label(device)}")
-        say(f"{moments.count} data at {len(times)} times")
-        fit = Fit(model, times, moments)
-        stop.begin()
-        batch = values["batch"]
-        total = -(-moments.count // batch) * len(times)
-        hint = f"batch={max(1, batch // 2)}"
-        with (
-            tqdm(total=total, unit="call", disable=None, dynamic_ncols=True) as bar,
-            memory(f"fit: batch={batch}", hint),
-        ):
-            for x0, cond, rng in _batches(data, values, device):
-                for _ in fit.add(x0, rng, **cond):
-                    bar.update()
-                    if stop.requested:
-                        stop.end("nothing was kept")
-    derived = Derived(found, values["weights"])
-    told = ("variance", "n", "times", "seed", "batch")
-    about = {key: values[key] for key in told} | {"dataset": node, "step": found.step}
-    derived.write(name, fit.tensors(), about)
+        if derived.holds(name, about):
+            say("already fitted")
+        else:
+            fit = _fit(model, data, values, device, stop)
+            derived.write(name, fit.tensors(), about)
     words = [assignment("ckpt", str(found.home)), f"guidance={name}"]
     words += [f"weights={values['weights']}"] * (values["weights"] != "ema")
     say(" ".join(["dcli sample", *words, "sampler=ancestral"]))
     print(derived.folder / name)
     return None
+
+
+def _fit(
+    model: Model, data: Dataset, values: Config, device: torch.device, stop: Stop
+) -> Fit:
+    """Two passes over the data: their moments, then the errors at every time."""
+    assert isinstance(model.process, Diffusion)
+    times = known_times(model.process, values["times"])
+    moments = Moments()
+    for x0, _, _ in _batches(data, values, device):
+        moments.add(x0)
+    say(f"{moments.count} data at {len(times)} times")
+    fit = Fit(model, times, moments)
+    stop.begin()
+    batch = values["batch"]
+    total = -(-moments.count // batch) * len(times)
+    hint = f"batch={max(1, batch // 2)}"
+    with (
+        tqdm(total=total, unit="call", disable=None, dynamic_ncols=True) as bar,
+        memory(f"fit: batch={batch}", hint),
+    ):
+        for x0, cond, rng in _batches(data, values, device):
+            for _ in fit.add(x0, rng, **cond):
+                bar.update()
+                if stop.requested:
+                    stop.end("nothing was kept")
+    return fit
 
 
 def _batches(
