@@ -82,7 +82,7 @@ def blame(error: ConfigError, exp: str, overrides: list[str]) -> None:
         if match := re.match(r"([\w.]+): `\w+` takes no `(\w+)`", each.message):
             key = f"{match[1]}.{match[2]}"
             if key not in typed:
-                each.hint = f"exp={exp} sets it; leave it out with ~{key}"
+                each.hint = f"exp={exp} sets it; leave it out with '~{key}'"
 
 
 def _missing(problem: Exception, verb: str) -> ConfigError:

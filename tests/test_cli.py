@@ -128,7 +128,7 @@ def test_an_argument_that_leaks_from_a_recipe_names_it(
         dcli(*words).err
         == """\
 error: network: `dit` takes no `channels`
-hint: exp=mine sets it; leave it out with ~network.channels
+hint: exp=mine sets it; leave it out with '~network.channels'
 """
     )
     assert dcli(*words, "~network.channels").code == 0
@@ -138,6 +138,7 @@ def test_check_prints_what_a_run_is(dcli: Dcli, tmp_path: Path) -> None:
     outcome = dcli("check", "exp=ddpm_cifar")
     rows = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
     assert rows["parameters"] == "35,746,307"
+    assert "in float32, less in bf16 or fp16" in rows["memory"]
     assert rows["FLOPs"].endswith("per image, forward")
     assert rows["run"].startswith("folder       runs/ddpm_cifar-")
     assert not list(tmp_path.iterdir())

@@ -31,8 +31,8 @@ def run(config: dict[str, Any], overrides: list[str]) -> None:
         **{role: _node(config[role]) for role in configs.COMPONENTS[1:]},
         "parameters": f"{parameters(model):,}",
         "FLOPs": f"{_short(flops(model))} per image, forward",
-        "memory": f"{_short(memory(model, config))}B to train, in float32, estimated "
-        "beside the program itself",
+        "memory": f"{_short(memory(model, config))}B to train in float32, less in bf16 "
+        "or fp16; estimated beside the program itself",
         "run folder": f"{identity.run_folder(config)}",
     }
     print("\n".join(f"{name:<16} {value}" for name, value in rows.items()))
