@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
@@ -264,3 +266,25 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 def _usage_error(message: str) -> None:
     raise ConfigError(message, "dcli --help")
+
+
+class _Loader(ConfigLoaderImpl):
+    """Hydra would complete a list as if it had keys."""
+
+    def load_configuration(self, *words: Any, **named: Any) -> DictConfig:
+        """The config, null in the place of every list."""
+        cfg = super().load_configuration(*words, **named)
+        return DictConfig(_without_lists(OmegaConf.to_container(cfg)))
+
+
+def _without_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_lists(item) for key, item in value.items()}
+    return None if isinstance(value, list) else value
+
+
+def complete(config_name: str, line: str) -> list[str]:
+    """What may follow `line`, the arguments typed so far, by Hydra's own rules."""
+    Plugins.instance().register(config.PluginConfigs)
+    loader = _Loader(create_config_search_path(str(config.folder())))
+    return DefaultCompletionPlugin(loader)._query(config_name, line)

@@ -285,15 +285,3 @@ def _plain_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain_values(item) for item in value]
     return value
-
-
-def complete(config_name: str, line: str) -> list[str]:
-    """What may follow `line`, the arguments typed so far, by Hydra's own rules."""
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.plugins import Plugins
-    from hydra.plugins.completion_plugin import DefaultCompletionPlugin
-
-    Plugins.instance().register(PluginConfigs)
-    loader = ConfigLoaderImpl(create_config_search_path(str(folder())))
-    return DefaultCompletionPlugin(loader)._query(config_name, line)

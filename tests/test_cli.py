@@ -163,12 +163,40 @@ def test_list_tells_what_goes_with_what(dcli: Dcli) -> None:
         ("dcli sample sampler=h", {"sampler=heun"}),
         ("dcli sample proc", set()),
         ("dcli list sam", {"sampler"}),
+        ("dcli list gr", {"grid"}),
         ("dcli completion z", {"zsh"}),
+        ("dcli sample ckpt=", {"ckpt=digits-1", "ckpt=toy"}),
+        ("dcli sample ckpt=dig", {"ckpt=digits-1"}),
+        ("dcli sample ckpt=runs/t", {"ckpt=runs/toy"}),
+        ("dcli sample ckpt=x", set()),
+        ("dcli sample out=", set()),
+        ("dcli sample format=", {"format=png", "format=npz", "format=grid"}),
+        ("dcli sample degraded=", {"degraded=true", "degraded=false"}),
+        ("dcli sample trajectory=", {"trajectory=gif", "trajectory=strip"}),
+        ("dcli sample weights=", {"weights=ema", "weights=raw"}),
+        ("dcli train init=t", {"init=toy"}),
+        (
+            "dcli train trainer.precision=f",
+            {f"trainer.precision=fp{n}" for n in (16, 32)},
+        ),
+        ("dcli train plug", {"plugins="}),
+        ("dcli train trainer.em", {"trainer.ema=", "trainer.ema_ramp="}),
+        ("dcli train network=unet network.m", {"network.multipliers="}),
+        ("dcli train network=unet network.heads=", {"network.heads=1"}),
     ],
 )
 def test_completion(line: str, words: set[str], dcli: Dcli) -> None:
+    for name in ("digits-1", "toy"):
+        Path("runs", name, "checkpoints").mkdir(parents=True)
     outcome = dcli("completion", "words", line)
     assert (outcome.code, set(outcome.out.split())) == (0, words)
+
+
+def test_every_role_that_is_listed_is_completed(dcli: Dcli) -> None:
+    listed = {entry["role"] for entry in json.loads(dcli("list", "--json").out)}
+    assert {*dcli("completion", "words", "dcli list ").out.split()} == listed | {
+        "--json"
+    }
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from diffusion_cli import config as keys
 from diffusion_cli import records
-from diffusion_cli.config import COMPONENTS, complete
+from diffusion_cli.compose import complete
+from diffusion_cli.config import COMPONENTS, MEASURING
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.registry import hints
 from diffusion_cli.usage import VERBS
 
 _BASH = r"""
@@ -35,6 +38,10 @@ compdef _dcli dcli
 """
 SCRIPTS = {"bash": _BASH.lstrip(), "zsh": _ZSH.lstrip()}
 
+_PARTS = (  # of components
+    *("energy", "operator", "weight", "time", "grid", "schedule", "law", "survival"),
+)
+
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:
     """Print a completion script, or the words that may follow a line."""
@@ -54,7 +61,7 @@ def words(line: str) -> list[str]:
     if len(typed) <= 2:
         found = [*VERBS, "--help", "--version"]
     elif verb == ["list"]:
-        found = [*COMPONENTS, "exp", "--json"]
+        found = [*COMPONENTS, *MEASURING, *_PARTS, "exp", "--json"]
     elif verb == ["runs"]:
         found = ["ls", "show", "diff", "sort=", "--json", *_runs()]
     elif verb == ["report"]:
@@ -74,6 +81,9 @@ def _runs() -> list[str]:
 
 def _arguments(config: str, typed: list[str]) -> list[str]:
     """Choices, their names and keys; Hydra knows `exp` as an appended choice."""
+    key, equals, value = typed[-1].partition("=")
+    if equals and (values := list(_values(config, key, value))):
+        return [f"{key}={each}" for each in values]
     appended = [f"+{word}" if word.startswith("exp=") else word for word in typed]
     found = complete(config, " ".join(appended))
     if appended[-1] != typed[-1]:
@@ -85,4 +95,28 @@ def _arguments(config: str, typed: list[str]) -> list[str]:
         hidden += tuple(f"{role}=" for role in rest)
     elif known.roles:
         hidden += ("metric=",)
-    return [word for word in found if not word.startswith(hidden)]
+    found = [word for word in found if not word.startswith(hidden)]
+    return [word for word in found if not equals or word != typed[-1]]
+
+
+def _values(config: str, key: str, begun: str) -> Iterator[str]:
+    """What a key of no component takes, where that can be told; runs have two names."""
+    known = keys.VERBS[config]
+    group, _, name = key.rpartition(".")
+    holder = known.groups.get(group) if group else known.top
+    annotation = hints(holder).get(name) if holder else None
+    if annotation and key in ("ckpt", "init"):
+        for run in _runs():
+            yield run if begun.startswith("runs") else Path(run).name
+    if annotation and key == "weights":
+        yield from ("ema", "raw")
+    yield from _options(annotation)
+
+
+def _options(annotation: Any) -> Iterable[str]:
+    """The words among what an annotation allows."""
+    if annotation is bool:
+        return ("true", "false")
+    if isinstance(annotation, str):
+        return (annotation,)
+    return (word for inner in get_args(annotation) for word in _options(inner))
