@@ -140,14 +140,14 @@ class Drawing:
     def draw(self, n: int, film: str | None = None) -> None:
         """Draw what is missing of the first `n`, and a film of the first chunk."""
         batch, steps = self.values["batch"], self.built.sampler.steps
+        how = self.built.chosen["sampler"]["name"] + f", {steps} steps" * bool(steps)
+        how += f", seed {self.values['seed']}, {devices.label(self.device)}"
+        say(f"{self.found.folder} ({self.values['weights']} weights), {how}")
         chunks = self.gallery.missing(n)
         self.world.meet()  # all know what is missing before anyone draws
         if film and 0 not in chunks:
             chunks = [0, *chunks]
         total = -(-n // batch)
-        how = self.built.chosen["sampler"]["name"] + f", {steps} steps" * bool(steps)
-        how += f", seed {self.values['seed']}, {devices.label(self.device)}"
-        say(f"{self.found.folder} ({self.values['weights']} weights), {how}")
         if len(chunks) < total:
             done = min((total - len(chunks)) * batch, n)
             say(f"{done}/{n} already done")

@@ -75,7 +75,11 @@ class Gallery:
 
     def missing(self, n: int) -> list[int]:
         """Numbers of the chunks still to be drawn for `n` samples."""
-        return [c for c in range(-(-n // self.batch)) if not self._whole(c)]
+        count = range(-(-n // self.batch))
+        stems = (path.stem for path in (self.folder / "chunks").glob("*.npy"))
+        there = {int(stem) for stem in stems if stem.isdecimal()}
+        whole = {chunk for chunk in there if chunk in count and self._whole(chunk)}
+        return [chunk for chunk in count if chunk not in whole]
 
     def keep(self, chunk: int, x: Tensor) -> None:
         """Store a whole chunk, (batch, ...)."""

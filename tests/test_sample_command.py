@@ -15,6 +15,7 @@ from conftest import Dcli
 from PIL import Image
 
 from diffusion_cli.cli import main
+from diffusion_cli.gallery import Gallery
 
 DIGITS = ["dataset=digits", "process=edm", "network.channels=16", "objective.drop=0.1"]
 TOY = ["dataset=toy2d", "process=flow", "network.width=16", "network.depth=1"]
@@ -73,6 +74,31 @@ def test_a_sample_does_not_depend_on_n_or_on_restarts(
         assert np.array_equal(many[name][:5], few[name])
         assert np.array_equal(many[name], more[name])
     assert len(np.unique(many["samples"], axis=0)) == 11
+
+
+def test_a_huge_n_says_what_it_draws_and_looks_only_at_what_is_there(
+    dcli: Dcli, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    whole = Gallery._whole
+
+    def look(gallery: Gallery, chunk: int) -> bool:
+        looked.append(chunk)
+        return whole(gallery, chunk)
+
+    def ready(gallery: Gallery, chunk: int, x: object) -> None:
+        raise KeyboardInterrupt
+
+    words = ["sample", f"ckpt={digits}", "batch=2", "steps=1", "out=huge", *FAST]
+    assert dcli(*words, "n=5").code == 0
+    monkeypatch.setattr(Gallery, "_whole", look)
+    monkeypatch.setattr(Gallery, "keep", ready)
+    got = dcli(*words, "n=1000000")
+    assert got.code == 130 and sorted(looked) == [0, 1, 2]
+    assert "6/1000000 already done" in got.err
+
+    monkeypatch.setattr(Gallery, "missing", lambda gallery, n: 1 / 0)
+    assert "heun, 1 steps" in dcli(*words, "n=1000000").err
 
 
 def test_another_batch_changes_the_last_bits_only(dcli: Dcli, digits: Path) -> None:
