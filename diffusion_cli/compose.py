@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from diffusion_cli import cli, config, identity, ranks
 from diffusion_cli import sweep as sweeps
 from diffusion_cli.config import COMPONENTS, STACKED
 from diffusion_cli.errors import ConfigError, DcliError, Stopped, SweepError
-from diffusion_cli.explain import blame, composition
+from diffusion_cli.explain import blame, composition, stray
 from diffusion_cli.usage import VERBS
 
 TEXTS = ("prompt", "guidance.prompt")
@@ -153,7 +154,7 @@ def compose(verb: str, words: list[str]) -> int:
     # Hydra would compose the whole config once more, only to read `hydra.mode`
     Hydra.get_mode = _mode  # type: ignore[method-assign, assignment]
     parser = get_args_parser()
-    parser.error = _usage_error  # type: ignore[method-assign, assignment]
+    parser.error = partial(_refuse, verb, words)  # type: ignore[assignment]
     sweep = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words))
     rewritten = [each for word in words for each in _rewrite(word, sweep)]
     options, overrides = _split(rewritten)
@@ -264,8 +265,10 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     return options, rest
 
 
-def _usage_error(message: str) -> None:
-    raise ConfigError(message, "dcli --help")
+def _refuse(verb: str, words: list[str], message: str) -> None:
+    cfg = _loader().load_configuration(VERBS[verb].config, [], RunMode.RUN)
+    known = [key for key in config.flat(cfg) if not key.startswith("hydra.")]
+    raise stray(message, words, known, verb)
 
 
 class _Loader(ConfigLoaderImpl):
@@ -283,8 +286,11 @@ def _without_lists(value: Any) -> Any:
     return None if isinstance(value, list) else value
 
 
+def _loader() -> _Loader:
+    Plugins.instance().register(config.PluginConfigs)
+    return _Loader(create_config_search_path(str(config.folder())))
+
+
 def complete(config_name: str, line: str) -> list[str]:
     """What may follow `line`, the arguments typed so far, by Hydra's own rules."""
-    Plugins.instance().register(config.PluginConfigs)
-    loader = _Loader(create_config_search_path(str(config.folder())))
-    return DefaultCompletionPlugin(loader)._query(config_name, line)
+    return DefaultCompletionPlugin(_loader())._query(config_name, line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import traceback
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from diffusion_cli.errors import (
 )
 from diffusion_cli.paths import assignment, shown
 from diffusion_cli.registry import near
+from diffusion_cli.usage import VERBS
 
 _FULL = {errno.ENOSPC: "DISK-FULL", errno.EDQUOT: "DISK-FULL", errno.EROFS: "READONLY"}
 
@@ -85,6 +87,21 @@ def blame(error: ConfigError, exp: str, overrides: list[str]) -> None:
                 each.hint = f"exp={exp} sets it; leave it out with '~{key}'"
 
 
+def stray(
+    message: str, words: list[str], known: Iterable[str], verb: str
+) -> ConfigError:
+    """`--steps 100`: keys have no dashes."""
+    option = message.partition(": ")[2].partition(" ")[0]
+    key, equals, value = option.lstrip("-").partition("=")
+    if not equals and option in words:
+        value, *_ = [*words[words.index(option) + 1 :], ""]
+    if "=" in value or value.startswith("-"):
+        value = ""
+    guess = re.search(r"`([\w.]+)`", unknown(key, known, verb).message) if key else None
+    meant = f"; did you mean `{guess[1]}={value or '...'}`?" if guess else ""
+    return ConfigError(f"{message}{meant}", f"dcli {verb} --help")
+
+
 def _missing(problem: Exception, verb: str) -> ConfigError:
     """`sampler=huen`: the group has no such option, or there is no such group."""
     file = str(getattr(problem, "missing_cfg_file", None) or "")
@@ -110,14 +127,16 @@ def _missing(problem: Exception, verb: str) -> ConfigError:
 def _unreadable(override: str, verb: str) -> ConfigError:
     """An argument that Hydra's grammar does not read."""
     key, equals, value = override.partition("=")
-    if not equals and Path(override).is_dir():
-        message = f"`{override}`: a second path, where one is expected"
-        return ConfigError(message, assignment("ckpt", override))
     if not equals:
+        trains = VERBS[verb].config == "train"
+        if Path(override).is_dir() and not trains:
+            message = f"`{override}`: a path without its key"
+            return ConfigError(message, assignment("ckpt", override))
         message = f"`{override}`: expected key=value"
-        return ConfigError(
-            message, f"exp={override} for a recipe, or dcli {verb} --help"
+        meant = (
+            f"exp={override} for a recipe" if trains else f"ckpt={override} for a run"
         )
+        return ConfigError(message, f"{meant}, or dcli {verb} --help")
     message = f"{key}: the value `{shown(value)}` cannot be read"
     if value == "~" or value.startswith("~/"):
         return ConfigError(message, f'"{key}=$HOME{value[1:]}"')

@@ -10,6 +10,12 @@ from diffusion_cli.settings import require
 Format = Literal["png", "npz", "grid"]
 
 
+def _either(steps: int | None, nfe: int | None) -> None:
+    """Raise `ValueError` if both are given."""
+    if steps is not None and nfe is not None:
+        raise ValueError("nfe: give steps= or nfe=, not both")
+
+
 @dataclass(frozen=True)
 class SampleSettings:
     """The keys of `sample.yaml`.
@@ -76,8 +82,7 @@ class SampleSettings:
         require(self.batch is None or self.batch >= 1, "batch", self.batch, ">= 1")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, ">= 1")
         require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, ">= 1")
-        both = self.steps is not None and self.nfe is not None
-        require(not both, "nfe", self.nfe, "given without steps")
+        _either(self.steps, self.nfe)
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
         require(self.tries >= 1, "tries", self.tries, ">= 1")
         require(bool(self.format), "format", self.format, "png, npz or grid")
@@ -156,8 +161,7 @@ class EvalSettings:
         require(self.batch >= 1, "batch", self.batch, ">= 1")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, ">= 1")
         require(self.nfe is None or self.nfe >= 1, "nfe", self.nfe, ">= 1")
-        both = self.steps is not None and self.nfe is not None
-        require(not both, "nfe", self.nfe, "given without steps")
+        _either(self.steps, self.nfe)
         require(0 <= self.seed < 2**63, "seed", self.seed, "in 0 .. 2^63 - 1")
         require(self.tries >= 1, "tries", self.tries, ">= 1")
 
@@ -232,8 +236,7 @@ class TuneSettings:
         """Check the ranges."""
         require(self.steps is None or self.steps >= 2, "steps", self.steps, ">= 2")
         require(self.nfe is None or self.nfe >= 2, "nfe", self.nfe, ">= 2")
-        both = self.steps is not None and self.nfe is not None
-        require(not both, "nfe", self.nfe, "given without steps")
+        _either(self.steps, self.nfe)
         require(self.n >= 4, "n", self.n, ">= 4")
         require(self.batch >= 1, "batch", self.batch, ">= 1")
         require(1 <= self.rounds <= 50, "rounds", self.rounds, "1 to 50")

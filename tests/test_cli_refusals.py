@@ -77,8 +77,8 @@ error: init: the value `runs/lr=1` cannot be read
 hint: quote it twice: "init='runs/lr=1'"
 """,
     "train --stepz": """\
-error: unrecognized arguments: --stepz
-hint: dcli --help
+error: unrecognized arguments: --stepz; did you mean `trainer.steps=...`?
+hint: dcli train --help
 """,
     "train trainer.steps=": """\
 error: trainer.steps: expected an integer, got ''
@@ -111,6 +111,37 @@ hint: dcli list schedule
     "sample": """\
 error: ckpt: a value is needed
 hint: ckpt=runs/<name>
+""",
+    "sample ckpt=x steps=5 nfe=9": """\
+error: nfe: give steps= or nfe=, not both
+""",
+    "sample dig.x": """\
+error: `dig.x`: expected key=value
+hint: ckpt=dig.x for a run, or dcli sample --help
+""",
+    "sample runs/x": """\
+error: `runs/x`: expected key=value
+hint: ckpt=runs/x for a run, or dcli sample --help
+""",
+    "check runs/x": """\
+error: `runs/x`: expected key=value
+hint: exp=runs/x for a recipe, or dcli check --help
+""",
+    "train --steps 100": """\
+error: unrecognized arguments: --steps; did you mean `trainer.steps=100`?
+hint: dcli train --help
+""",
+    "train --stepz=100": """\
+error: unrecognized arguments: --stepz=100; did you mean `trainer.steps=100`?
+hint: dcli train --help
+""",
+    "train --lr=1e-3": """\
+error: unrecognized arguments: --lr=1e-3; did you mean `optimizer.lr=1e-3`?
+hint: dcli train --help
+""",
+    "sample ckpt=x --steps 100": """\
+error: unrecognized arguments: --steps; did you mean `steps=100`?
+hint: dcli sample --help
 """,
     "sample ckpt=x process=ddpm": """\
 error: process: `dcli sample` takes no `process`
@@ -145,3 +176,11 @@ def test_check_looks_for_the_other_data_of_a_fade(dcli: Dcli) -> None:
     fade = ("process=cold_fade", "process.operator.towards=nowhere")
     outcome = dcli("check", "dataset.labels=false", *fade)
     assert outcome.code == 3 and "nowhere does not exist" in outcome.err
+
+
+def test_a_path_without_its_key_is_given_it(dcli: Dcli) -> None:
+    Path("runs/x").mkdir(parents=True)
+    told = "error: `runs/x`: a path without its key\nhint: ckpt=runs/x\n"
+    assert dcli("sample", "runs/x").err == told
+    assert dcli("sample", "ckpt=runs/y", "runs/x").err == told
+    assert "exp=runs/x for a recipe" in dcli("train", "runs/x").err

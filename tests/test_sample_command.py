@@ -160,7 +160,7 @@ def test_labels_by_name_index_and_list(dcli: Dcli, digits: Path) -> None:
         (["n=0"], "n: must be >= 1"),
         (["steps=0"], "steps: must be >= 1"),
         (["seed=-1"], "seed: must be in"),
-        (["steps=5", "nfe=9"], "nfe: must be given without steps"),
+        (["steps=5", "nfe=9"], "nfe: give steps= or nfe=, not both"),
         (["nfe=0"], "nfe: must be >= 1"),
         (["format=jpg"], "format"),
         (["sampler.chrun=3"], "did you mean `churn`"),

@@ -190,7 +190,7 @@ def test_what_cannot_be_tuned_is_refused(dcli: Dcli) -> None:
         (("sampler=ancestral",), "draws noise"),
         (("sampler=dopri5",), "has no grid"),
         (("steps=1",), "steps: must be >= 2"),
-        (("steps=4", "nfe=4"), "given without steps"),
+        (("steps=4", "nfe=4"), "give steps= or nfe=, not both"),
         (("n=2",), "n: must be >= 4"),
         (("rho=3",), "there is no such key"),
     ):
