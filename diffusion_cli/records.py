@@ -135,6 +135,8 @@ def gather(words: Sequence[str], told: list[str], verb: str) -> list[Record]:
     for word in words:
         place = typed(word, verb)
         several = [place] if is_run(place) else list(within(place))
+        if place.name == "sweeps" and len(words) > 1 and not several:
+            continue  # it holds the jobs of `-m`, and `runs/*` was typed
         if not several and place.exists():
             told.append(f"{word}: is no run, and holds none")
         elif not several:

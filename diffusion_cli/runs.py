@@ -19,6 +19,8 @@ def find(text: str, key: str = "ckpt") -> Path:
         raise CheckpointError(
             message, "name a run or a checkpoint folder", "CKPT-UNSAFE"
         )
+    if place.name == "checkpoints" and place.is_dir():
+        place = place.parent
     if (place / "manifest.json").exists() or (place / "checkpoints").is_dir():
         return place
     runs = [path for path in Path("runs").glob("*") if (path / "checkpoints").is_dir()]
@@ -38,10 +40,14 @@ def find(text: str, key: str = "ckpt") -> Path:
     if place.is_dir():
         return place  # what it lacks is told where it is read
     beside = [path for path in place.parent.glob("*") if path.is_dir()]
+    where = "" if place.is_absolute() else f" in {shown(str(Path.cwd()))}"
     tail = nearest(place.name, runs or beside)
-    raise CheckpointError(
-        f"{key}: there is no `{text}`{tail}", "dcli runs ls", "CKPT-MISSING"
-    )
+    hint = "dcli runs ls"
+    if not runs:
+        tail = tail or " nor a run" * bool(where)
+        hint = f"cd to where runs lies, or {key}=<path of a run>"
+    message = f"{key}: there is no `{text}`{where}{tail}"
+    raise CheckpointError(message, hint, "CKPT-MISSING")
 
 
 def beginning(start: str, runs: Sequence[Path]) -> list[Path]:

@@ -136,10 +136,32 @@ def test_a_run_is_found_by_the_beginning_of_its_name(
     assert checkpoint.load("runs/digits-b2").step == 1
     with pytest.raises(CheckpointError, match="`digits` could be digits-a1, digits-b2"):
         checkpoint.load("digits")
-    with pytest.raises(
-        CheckpointError, match="no `runs/mons-c3`; nearest: runs/moons-c3"
-    ):
+    told = rf"no `runs/mons-c3` in {tmp_path}; nearest: runs/moons-c3"
+    with pytest.raises(CheckpointError, match=told) as caught:
         checkpoint.load("runs/mons-c3")
+    assert caught.value.hint == "dcli runs ls"
+
+
+def test_a_folder_without_runs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load("digits")
+    assert caught.value.message == f"ckpt: there is no `digits` in {tmp_path} nor a run"
+    assert caught.value.hint == "cd to where runs lies, or ckpt=<path of a run>"
+    with pytest.raises(CheckpointError, match="there is no `/no/digits`$"):
+        checkpoint.load("/no/digits")
+
+
+def test_the_folder_of_checkpoints_is_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(tmp_path / "run" / "checkpoints", step)
+    assert checkpoint.load(tmp_path / "run" / "checkpoints").step == 2
+    monkeypatch.chdir(tmp_path / "run")
+    assert checkpoint.load("checkpoints").step == 2
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,22 @@ def test_mistakes_are_told(line: str, tmp_path: Path, dcli: Dcli) -> None:
     assert {path: path.stat().st_mtime for path in tmp_path.rglob("*")} == before
 
 
+def test_the_folder_of_sweeps_is_passed_over_in_silence(
+    tmp_path: Path, dcli: Dcli
+) -> None:
+    left(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "sweeps" / "train-1a2b3c4d").mkdir(parents=True)
+    got = dcli("report", "runs/a", "runs/sweeps")
+    assert got.code == 0 and "passed over" not in got.err
+    got = dcli("report", "runs/sweeps")
+    assert got.code == 2 and "runs/sweeps: is no run, and holds none" in got.err
+
+
+def test_no_runs_tells_where_it_looked(tmp_path: Path, dcli: Dcli) -> None:
+    got = dcli("runs", "ls")
+    assert got.code == 2 and f"there is no folder runs in {tmp_path}\n" in got.err
+
+
 def test_what_is_no_run_is_passed_over(tmp_path: Path, dcli: Dcli) -> None:
     left(tmp_path / "runs" / "a")
     (tmp_path / "runs" / "notes").mkdir()

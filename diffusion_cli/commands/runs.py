@@ -47,7 +47,8 @@ def _list(words: list[str], plain: bool) -> None:
         raise ConfigError(message, f"sort= takes {', '.join(SORTS)}")
     words = [word for word in words if not word.startswith("sort=")]
     if not words and not Path("runs").is_dir():
-        raise ConfigError("runs ls: there is no folder runs", "dcli runs ls FOLDER")
+        message = f"runs ls: there is no folder runs in {shown(str(Path.cwd()))}"
+        raise ConfigError(message, "dcli runs ls FOLDER")
     if not words and not any(records.within(Path("runs"))):
         print("runs ls: no run in runs yet", file=sys.stderr)
     found = _gathered(words or ["runs"], "ls") if words else _all(Path("runs"))
