@@ -193,13 +193,14 @@ a tiny model is trained twice, resumed and sampled from. Exit 5 if something is 
     "list": Verb(
         "show the components: what they are and what they go with",
         """\
-usage: dcli list [ROLE] [--json]
+usage: dcli list [ROLE [NAME]] [plugins=[FILE.py]] [--config-dir FOLDER] [--json]
 
 Show every component with one line, its reference and what it can be combined with,
-and the names that ROLE= takes.
+and the names that ROLE= takes; of one name all that is written, and its keys.
 
   dcli list
   dcli list samplers
+  dcli list sampler heun
   dcli list exp --json
 """,
     ),

@@ -150,7 +150,7 @@ def test_a_folder_without_runs_is_named(
         checkpoint.load("digits")
     assert caught.value.message == f"ckpt: there is no `digits` in {tmp_path} nor a run"
     assert caught.value.hint == "cd to where runs lies, or ckpt=<path of a run>"
-    with pytest.raises(CheckpointError, match="there is no `/no/digits`$"):
+    with pytest.raises(CheckpointError, match=r"there is no `/no/digits`$"):
         checkpoint.load("/no/digits")
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import Dcli
 
 from diffusion_cli import __version__, cli
+from diffusion_cli.samplers import samplers
 from diffusion_cli.usage import VERBS
 
 SMALL = ("dataset=toy2d", "network=mlp", "network.width=8", "network.depth=1")
@@ -150,6 +151,48 @@ def test_list_tells_what_goes_with_what(dcli: Dcli) -> None:
     assert heun["reference"].startswith("Karras et al. 2022")
     assert "gaussian" in heun["with process"]
     assert "ddim" in [option["name"] for option in found["options"]]
+
+
+def test_list_shows_one_component_and_its_keys(dcli: Dcli) -> None:
+    heun = dcli("list", "sampler", "heun").out
+    assert "Karras et al. 2022" in heun and "churn_noise: " in heun
+    assert "\n  sampler.churn=" in heun and "euler" not in heun
+    ddpm = json.loads(dcli("list", "processes", "ddpm", "--json").out)
+    assert ddpm["component"] == "gaussian"
+    assert ddpm["keys"]["process.schedule.name"] == "linear"
+    own = json.loads(dcli("list", "metric", "w2", "--json").out)["keys"]
+    assert "metric.n" in own and not any("context" in key for key in own)
+    assert "trainer.steps=" in dcli("list", "exp", "digits").out
+    got = dcli("list", "sampler", "huen")
+    assert (got.code, got.err) == (
+        2,
+        "error: sampler: there is no `huen`; did you mean `heun`?\n"
+        "hint: dcli list sampler\n",
+    )
+
+
+def test_list_shows_components_of_ones_own(dcli: Dcli) -> None:
+    Path("own.py").write_text(
+        "from diffusion_cli.samplers.ancestral import Ancestral\n"
+        "from diffusion_cli.samplers import samplers\n"
+        "@samplers('mine')\n"
+        "class Mine(Ancestral):\n"
+        '    """Steps of mine.\n\n    No reference: mine.\n    """\n'
+    )
+    Path("conf/sampler").mkdir(parents=True)
+    Path("conf/sampler/slow.yaml").write_text("# Slowly.\nname: mine\nsteps: 7\n")
+    own = ("plugins=[own.py]", "--config-dir", "conf")
+    try:
+        whole = dcli("list", "sampler", *own)
+        one = dcli("list", "sampler", "slow", *own)
+    finally:
+        samplers._classes.pop("mine", None)
+    assert "Steps of mine." in whole.out and "slow" in whole.out, whole.err
+    assert "sampler.steps=7" in one.out, one.err
+    assert "nofile.py: there is no such file" in dcli("list", "plugins=nofile.py").err
+    assert (
+        "nowhere: there is no such folder" in dcli("list", "--config-dir=nowhere").err
+    )
 
 
 @pytest.mark.parametrize(

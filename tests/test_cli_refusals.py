@@ -155,6 +155,10 @@ hint: `heun` takes `grid`, `steps`, `churn`, `churn_min`, `churn_max`, `churn_no
 error: process: there is no `cold`
 hint: process= takes cold_blur, cold_desaturate, cold_fade, cold_mask, cold_pixelate
 """,
+    "list sampler heun euler": """\
+error: list: one role, and one name of it, got sampler heun euler
+hint: dcli list sampler heun
+""",
     "list smapler": """\
 error: list: there is no role `smapler`; did you mean `sampler`?
 hint: dcli list

@@ -5,35 +5,93 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusion_cli import config, plugins
 from diffusion_cli.errors import ConfigError
+from diffusion_cli.identity import dotted
 from diffusion_cli.registry import ROLES, Registry, near
 
 Row = dict[str, Any]
 
 
 def run(settings: dict[str, Any], overrides: list[str]) -> None:
-    """Print one role, or all of them; `--json` for scripts."""
-    words = [word for word in overrides if word != "--json"]
-    if len(words) > 1:
-        raise ConfigError(f"list: one role at a time, got {' '.join(words)}")
+    """Print all roles, one, or one name of it; `--json` for scripts."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--config-dir", type=Path, default=config.folder())
+    try:
+        asked, typed = parser.parse_known_args(overrides)
+    except ArgumentError as problem:
+        raise ConfigError(f"list: {problem}", "dcli list --help") from problem
+    if not asked.config_dir.is_dir():
+        message = f"list: {asked.config_dir}: there is no such folder"
+        raise ConfigError(message, "--config-dir FOLDER")
+    folders = [config.folder(), *plugins.folders(), asked.config_dir]
+    own = [word for word in typed if word.startswith("plugins=")]
+    words = [word for word in typed if word not in own]
+    if len(words) > 2:
+        message = f"list: one role, and one name of it, got {' '.join(words)}"
+        raise ConfigError(message, f"dcli list {words[0]} {words[1]}")
+    for word in own:
+        plugins.load(re.findall(r"[^\[\], ]+", word.removeprefix("plugins=")))
     names = [*config.COMPONENTS, "exp"]
-    if words not in (["exp"], ["exps"]):  # recipes are files: no need of torch
+    if words[:1] not in (["exp"], ["exps"]):  # recipes are files: no need of torch
         names += [role for role in config.roles() if role not in names]
     if words:
         names = [_role(words[0], names)]
     found: list[Row] = [
-        {"role": name, "components": list(components(name)), "options": options(name)}
+        {
+            "role": name,
+            "components": list(components(name)),
+            "options": options(name, folders),
+        }
         for name in names
     ]
-    if "--json" in overrides:
+    if words[1:]:
+        found = [_one(found[0], words[1], folders)]
+    if asked.json:
         print(json.dumps(found[0] if words else found, indent=2, ensure_ascii=False))
+    elif words[1:]:
+        print(_whole(**found[0]))
     else:
         print("\n\n".join(_text(**entry) for entry in found))
+
+
+def _one(entry: Row, word: str, folders: Sequence[Path]) -> Row:
+    """What one name of a role stands for, with every key and what it is."""
+    role, registry = entry["role"], ROLES.get(entry["role"])
+    files = {path.stem: path for path in _files(role, folders)}
+    known = {row["name"]: row for row in entry["components"]}
+    if word not in {*files, *known}:
+        message = f"{role}: there is no `{word}`{near(word, {*files, *known})}"
+        raise ConfigError(message, f"dcli list {role}")
+    node: Row = config.read(files[word]) if word in files else {"name": word}
+    if registry is None:  # a recipe
+        return {"role": role, "name": word, "keys": dotted(node)}
+    node = node if "name" in node else node[role]
+    cls = registry[node["name"]]
+    signature = inspect.signature(cls).parameters.values()
+    keys = {
+        parameter.name: "???"
+        if parameter.default is parameter.empty
+        else parameter.default
+        for parameter in signature
+        if parameter.name not in registry.given
+        and parameter.kind is not parameter.VAR_KEYWORD
+    }
+    row = known[node["name"]]
+    return {
+        "role": role,
+        "name": word,
+        "component": node["name"],
+        "about": inspect.getdoc(cls),
+        **{key: value for key, value in row.items() if key.startswith("with ")},
+        "keys": dotted({role: {"name": node["name"], **keys, **node}}),
+    }
 
 
 def _role(word: str, names: list[str]) -> str:
@@ -81,7 +139,9 @@ def _need(registry: Registry[Any], name: str) -> type | None:
     need = getattr(registry[name], "needs", None)
     if not isinstance(need, property):
         return need
-    for path in _files(registry.role):  # known when it is built, as its file says
+    for path in _files(
+        registry.role, (config.folder(), *plugins.folders())
+    ):  # known when it is built, as its file says
         node = config.read(path)
         if node.get("name") == name:
             built: type = registry.build(node, **dict.fromkeys(registry.given)).needs
@@ -94,14 +154,16 @@ def _fits(registry: Registry[Any], name: str, process: type) -> bool:
     return need is None or issubclass(process, need)
 
 
-def options(group: str) -> list[Row]:
+def options(group: str, folders: Sequence[Path]) -> list[Row]:
     """The names that `group=` takes, with the first line of their file."""
-    return [{"name": path.stem, "summary": _header(path)} for path in _files(group)]
+    return [
+        {"name": path.stem, "summary": _header(path)} for path in _files(group, folders)
+    ]
 
 
-def _files(group: str) -> list[Path]:
-    folders = (config.folder(), *plugins.folders())
-    return [path for each in folders for path in sorted((each / group).glob("*.yaml"))]
+def _files(group: str, folders: Sequence[Path]) -> list[Path]:
+    found = {each / group: None for each in folders}
+    return [path for each in found for path in sorted(each.glob("*.yaml"))]
 
 
 def _header(path: Path) -> str:
@@ -111,6 +173,19 @@ def _header(path: Path) -> str:
     about = [line for line in about if not line.startswith("@package")]
     end = next((i for i, line in enumerate(about) if line.endswith(".")), 0)
     return " ".join(about[: end + 1])
+
+
+def _whole(role: str, name: str, keys: Row, about: str = "", **row: Any) -> str:
+    """One name of a role for reading."""
+    component = row.get("component", name)
+    lines = [f"{role}={name}" + f": {component}" * (component != name)]
+    lines += [f"  {line}".rstrip() for line in about.splitlines()]
+    notes = {key: value for key, value in row.items() if key.startswith("with ")}
+    lines += [f"  {key}: {', '.join(value)}" for key, value in notes.items()]
+    for key, value in keys.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        lines.append(f"  {key}={text}")
+    return "\n".join(lines)
 
 
 def _text(role: str, components: list[Row], options: list[Row]) -> str:
