@@ -171,8 +171,10 @@ def _named(word: str, verb: str, known: Sequence[Path]) -> Path:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        names = ", ".join(sorted(path.name for path in matches)[:5])
-        raise ConfigError(f"{verb}: `{word}` could be {names}", "type more of the name")
+        from diffusion_cli import apart  # it reads runs by this file
+
+        message = f"{verb}: `{word}` could be {apart.told(matches)}"
+        raise ConfigError(message, "type more of the name")
     nearest = runs.nearest(word, known)
     raise ConfigError(f"{verb}: there is no `{word}`{nearest}", "dcli runs ls")
 

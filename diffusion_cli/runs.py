@@ -28,10 +28,11 @@ def find(text: str, key: str = "ckpt") -> Path:
     if matches:
         if len(matches) == 1:
             return matches[0]
-        names = ", ".join(sorted(path.name for path in matches)[:5])
-        raise CheckpointError(
-            f"{key}: `{text}` could be {names}", assignment(key, str(matches[0]))
-        )
+        from diffusion_cli import apart  # it reads runs, and names them by this file
+
+        *_, last = apart.by_age(matches)
+        message = f"{key}: `{text}` could be {apart.told(matches)}"
+        raise CheckpointError(message, assignment(key, str(last.path)))
     inner = [path for path in place.glob("*") if (path / "checkpoints").is_dir()]
     if inner:
         message = f"{key}: {shown(str(place))} holds {len(inner)} runs, and is none"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,8 +136,20 @@ def test_a_run_is_found_by_the_beginning_of_its_name(
         save(Path("runs") / name / "checkpoints")
     assert checkpoint.load("rings").folder.parent.parent.name == "rings-00000002"
     assert checkpoint.load("runs/digits-b2").step == 1
-    with pytest.raises(CheckpointError, match="`digits` could be digits-a1, digits-b2"):
+    for name, step in (("b2", 7), ("a1", 9)):
+        about = {"status": "complete", "step": step, "host": "elsewhere"}
+        place = Path("runs") / f"digits-{name}"
+        (place / "status.json").write_text(json.dumps(about))
+        (place / "overrides.yaml").write_text(f"[+exp=digits, seed={step}]")
+        os.utime(place / "status.json", (time.time() - 7200 + step,) * 2)
+    with pytest.raises(CheckpointError) as caught:
         checkpoint.load("digits")
+    assert caught.value.message == (
+        "ckpt: `digits` could be one of 2 runs\n"
+        "  digits-b2  step 7  2 h ago  seed=7\n"
+        "  digits-a1  step 9  2 h ago  seed=9"
+    )
+    assert caught.value.hint == "ckpt=runs/digits-a1"
     told = rf"no `runs/mons-c3` in {tmp_path}; nearest: runs/moons-c3"
     with pytest.raises(CheckpointError, match=told) as caught:
         checkpoint.load("runs/mons-c3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,6 @@ MISTAKES = {
     "report aa": """\
 error: report: there is no `aa`; nearest: runs/ac, runs/ab
 hint: dcli runs ls
-""",
-    "report a": """\
-error: report: `a` could be ab, ac
-hint: type more of the name
 """,
     "report notes.txt": """\
 error: report: notes.txt: is no run, and holds none
@@ -78,6 +75,20 @@ def test_the_folder_of_sweeps_is_passed_over_in_silence(
     assert got.code == 0 and "passed over" not in got.err
     got = dcli("report", "runs/sweeps")
     assert got.code == 2 and "runs/sweeps: is no run, and holds none" in got.err
+
+
+def test_runs_of_one_beginning_are_told_apart(tmp_path: Path, dcli: Dcli) -> None:
+    for name in ("ab", "ac"):
+        left(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "ab" / "overrides.yaml").write_text("[dataset=toy2d, seed=1]")
+    got = dcli("report", "a")
+    told = (
+        "error: report: `a` could be one of 2 runs\n"
+        r"  ab  step 4  \d s ago  seed=1\n"
+        r"  ac  step 4  \d s ago\n"
+        "hint: type more of the name\n"
+    )
+    assert got.code == 2 and re.fullmatch(told, got.err), got.err
 
 
 def test_no_runs_tells_where_it_looked(tmp_path: Path, dcli: Dcli) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from diffusion_cli import comparison, records
+from diffusion_cli.apart import age, aligned
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.paths import shown
 from diffusion_cli.records import Record
@@ -21,7 +22,6 @@ SORTS: dict[str, Callable[[Record], Any]] = {
     "step": lambda record: record.step,
     "loss": lambda record: record.last.get("loss", float("inf")),
 }
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 _WIDTH = 44  # characters of a value in a table of differences
 
 
@@ -63,11 +63,11 @@ def _list(words: list[str], plain: bool) -> None:
             record.status["status"],
             f"{record.step}",
             f"{record.last['loss']:.4g}" if "loss" in record.last else "",
-            _age(now - record.time),
+            age(now - record.time),
         )
         for record in found
     ]
-    print("\n".join(_aligned([("run", "status", "step", "loss", "age"), *rows])))
+    print("\n".join(aligned([("run", "status", "step", "loss", "age"), *rows])))
 
 
 def _all(folder: Path) -> list[Record]:
@@ -155,7 +155,7 @@ def _diff(words: list[str], plain: bool) -> None:
         return
     head = ("", *(record.name for record in found))
     rows = [(key, *map(_short, row)) for key, row in table.items()]
-    print("\n".join(_aligned([head, *rows])))
+    print("\n".join(aligned([head, *rows])))
 
 
 def _gathered(words: list[str], verb: str) -> list[Record]:
@@ -166,23 +166,8 @@ def _gathered(words: list[str], verb: str) -> list[Record]:
     return found
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as columns of text."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()
-
-
 def _short(value: Any) -> str:
     """A value in one line."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = "-" if value is None else text.replace("\n", " ")
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
-
-
-def _age(seconds: float) -> str:
-    for length, unit in _UNITS:
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
