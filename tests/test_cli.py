@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import Dcli
 
-from diffusion_cli import __version__, cli
+from diffusion_cli import __version__, cli, config
+from diffusion_cli.commands import list as listing
 from diffusion_cli.samplers import samplers
 from diffusion_cli.usage import VERBS
 
@@ -169,6 +171,25 @@ def test_list_shows_one_component_and_its_keys(dcli: Dcli) -> None:
         "error: sampler: there is no `huen`; did you mean `heun`?\n"
         "hint: dcli list sampler\n",
     )
+
+
+def test_list_shows_every_name_that_it_lists(dcli: Dcli) -> None:
+    whole = json.loads(dcli("list", "--json").out)
+    for entry in whole:
+        for row in entry["components"] + entry["options"]:
+            shown = listing._one(entry, row["name"], [config.folder()])
+            assert shown["name"] == row["name"] and shown["keys"]
+            assert listing._whole(**shown).startswith(f"{entry['role']}={row['name']}")
+
+
+def test_list_has_columns_and_short_lines(dcli: Dcli) -> None:
+    text = dcli("list").out
+    for part in text.split("\n\n"):
+        lines = part.splitlines()
+        assert max(map(len, lines)) <= 88
+        rows = [r for r in lines if re.match(r" {2,4}\S", r) and r[-1] != "="]
+        (column,) = {re.match(r" +\S+ +|", row).end() for row in rows}
+        assert all(row[column:].strip() for row in rows), "each says what it is"
 
 
 def test_list_shows_components_of_ones_own(dcli: Dcli) -> None:

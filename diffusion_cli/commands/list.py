@@ -8,6 +8,7 @@ import re
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from diffusion_cli import config, plugins
@@ -16,6 +17,7 @@ from diffusion_cli.identity import dotted
 from diffusion_cli.registry import ROLES, Registry, near
 
 Row = dict[str, Any]
+_WIDTH = 88
 
 
 def run(settings: dict[str, Any], overrides: list[str]) -> None:
@@ -43,14 +45,11 @@ def run(settings: dict[str, Any], overrides: list[str]) -> None:
         names += [role for role in config.roles() if role not in names]
     if words:
         names = [_role(words[0], names)]
-    found: list[Row] = [
-        {
-            "role": name,
-            "components": list(components(name)),
-            "options": options(name, folders),
-        }
-        for name in names
-    ]
+    found: list[Row] = []
+    for name in names:
+        known = list(components(name))
+        named = options(name, folders, known)
+        found.append({"role": name, "components": known, "options": named})
     if words[1:]:
         found = [_one(found[0], words[1], folders)]
     if asked.json:
@@ -70,9 +69,10 @@ def _one(entry: Row, word: str, folders: Sequence[Path]) -> Row:
         message = f"{role}: there is no `{word}`{near(word, {*files, *known})}"
         raise ConfigError(message, f"dcli list {role}")
     node: Row = config.read(files[word]) if word in files else {"name": word}
-    if registry is None:  # a recipe
+    own = node if "name" in node else node.get(role) or {}
+    if registry is None or "name" not in own:  # a recipe
         return {"role": role, "name": word, "keys": dotted(node)}
-    node = node if "name" in node else node[role]
+    node = own
     cls = registry[node["name"]]
     signature = inspect.signature(cls).parameters.values()
     keys = {
@@ -154,10 +154,15 @@ def _fits(registry: Registry[Any], name: str, process: type) -> bool:
     return need is None or issubclass(process, need)
 
 
-def options(group: str, folders: Sequence[Path]) -> list[Row]:
-    """The names that `group=` takes, with the first line of their file."""
+def options(group: str, folders: Sequence[Path], components: list[Row]) -> list[Row]:
+    """The names that `group=` takes: the first line of a file, or of what it names."""
+    about = {row["name"]: row["summary"] for row in components}
     return [
-        {"name": path.stem, "summary": _header(path)} for path in _files(group, folders)
+        {
+            "name": path.stem,
+            "summary": _header(path) or about.get(config.read(path).get("name"), ""),
+        }
+        for path in _files(group, folders)
     ]
 
 
@@ -190,17 +195,30 @@ def _whole(role: str, name: str, keys: Row, about: str = "", **row: Any) -> str:
 
 def _text(role: str, components: list[Row], options: list[Row]) -> str:
     """One role for reading."""
-    lines = [f"{role}"]
+    named = [row["name"] for row in components]
+    named += [f"  {row['name']}" for row in options]
+    column = max(16, *map(len, named)) + 3
+
+    def entry(name: str, *notes: str) -> Iterator[str]:
+        told = "\n".join(
+            "\n".join(wrap(note, _WIDTH - column)) for note in notes if note
+        )
+        first, *rest = told.split("\n")
+        yield f"{name:<{column}}{first}".rstrip()
+        yield from (" " * column + line for line in rest)
+
+    lines = [role]
     for row in components:
-        lines.append(f"  {row['name']:<16} {row['summary']}")
-        notes = [row["reference"] or ""]
-        notes += [
+        fits = [
             f"{key}: {', '.join(value) or 'none'}"
             for key, value in row.items()
             if key.startswith("with ")
         ]
-        lines += [f"  {'':<16} {note}" for note in notes if note]
+        lines += entry(
+            f"  {row['name']}", row["summary"], row["reference"] or "", *fits
+        )
     if options:
         lines.append(f"  {role}=")
-        lines += [f"    {row['name']:<14} {row['summary']}".rstrip() for row in options]
+        for row in options:
+            lines += entry(f"    {row['name']}", row["summary"])
     return "\n".join(lines)
