@@ -29,6 +29,7 @@ _LARGEST_MANIFEST = 8 << 20
 _DEEPEST_JSON = 32
 _FULL = (errno.ENOSPC, errno.EFBIG)
 _PASSING = (errno.EIO, errno.EDQUOT)  # may go away: tried again
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _ATTEMPTS = 4
 _HASHING = 4  # files hashed at a time; hashes leave the interpreter free
@@ -127,6 +128,9 @@ def storage(place: Path, needed: Callable[[], int] | None = None) -> Iterator[No
             raise StorageError(what, hint, "DISK-FULL") from error
         if error.errno in _FORBIDDEN:
             raise StorageError(what, "out=<a folder you own>", "READONLY") from error
+        if error.errno in _NOWHERE:
+            hint = "out=<a folder that can be made>"
+            raise StorageError(what, hint, "IO") from error
         if error.errno == errno.EXDEV:
             what = f"{place}: staging and target are on different filesystems"
         raise StorageError(what, "run again when the disk is well", "IO") from error

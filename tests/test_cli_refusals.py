@@ -188,3 +188,14 @@ def test_a_path_without_its_key_is_given_it(dcli: Dcli) -> None:
     assert dcli("sample", "runs/x").err == told
     assert dcli("sample", "ckpt=runs/y", "runs/x").err == told
     assert "exp=runs/x for a recipe" in dcli("train", "runs/x").err
+
+
+@pytest.mark.parametrize("out", ["/proc/x", "file/x", "file"])
+def test_a_run_folder_that_cannot_be_made_is_another_path(
+    out: str, dcli: Dcli, tmp_path: Path
+) -> None:
+    Path("file").write_text("mine")
+    got = dcli("train", "dataset=toy2d", "network=mlp", f"out={out}")
+    assert got.code == 6 and got.err.startswith("error[IO]: "), got.err
+    assert got.err.endswith("\nhint: out=<a folder that can be made>\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
