@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from diffusion_cli.paths import shown
 from diffusion_cli.records import Record
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
@@ -30,9 +31,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def typed(runs: Sequence[Record]) -> list[str]:
     """Of what was typed for every run, the words that were not typed for all."""
-    words = [run.overrides or [] for run in runs]
-    common = set(words[0]).intersection(*words) if words else set()
-    return [" ".join(word for word in own if word not in common) for own in words]
+    words = [run.overrides for run in runs]
+    known = [set(own) for own in words if own is not None]
+    common = set.intersection(*known) if known else set()
+    own = [[word for word in each or () if word not in common] for each in words]
+    return [shown(" ".join(each)) for each in own]
 
 
 def by_age(paths: Iterable[Path]) -> list[Record]:
@@ -43,9 +46,9 @@ def by_age(paths: Iterable[Path]) -> list[Record]:
 def told(paths: Iterable[Path]) -> str:
     """The newest of several runs, a line each, the newest last."""
     found = by_age(paths)
-    shown, now = found[-_SHOWN:], time.time()
+    last, now = found[-_SHOWN:], time.time()
     rows = [
         (f"  {run.name}", f"step {run.step}", f"{age(now - run.time)} ago", words)
-        for run, words in zip(shown, typed(shown), strict=True)
+        for run, words in zip(last, typed(last), strict=True)
     ]
     return "\n".join([f"one of {len(found)} runs", *aligned(rows)])

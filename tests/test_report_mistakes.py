@@ -80,11 +80,12 @@ def test_the_folder_of_sweeps_is_passed_over_in_silence(
 def test_runs_of_one_beginning_are_told_apart(tmp_path: Path, dcli: Dcli) -> None:
     for name in ("ab", "ac"):
         left(tmp_path / "runs" / name)
-    (tmp_path / "runs" / "ab" / "overrides.yaml").write_text("[dataset=toy2d, seed=1]")
+    words = tmp_path / "runs" / "ab" / "overrides.yaml"
+    words.write_text('[dataset=toy2d, "seed=1\\e"]')
     got = dcli("report", "a")
     told = (
         "error: report: `a` could be one of 2 runs\n"
-        r"  ab  step 4  \d s ago  seed=1\n"
+        r"  ab  step 4  \d s ago  seed=1\\x1b\n"
         r"  ac  step 4  \d s ago\n"
         "hint: type more of the name\n"
     )

@@ -139,5 +139,7 @@ def test_an_unfinished_run_is_shown_as_it_stands(tmp_path: Path, dcli: Dcli) -> 
     expected = {"alive": "running", "dead": "killed", "far": "running"}
     assert found == expected | {"bad": "failed", "new": "unknown"}
     assert rows[0][2] == "4", "the log is ahead of what was saved"
+    typed = {row[0].removeprefix("runs/"): row[-1] for row in rows}
+    assert typed["dead"] == "dataset=toy2d", "which `new` has not"
     _, page = report(dcli, "runs")
     assert "NONFINITE: the loss" in page.text

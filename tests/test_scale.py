@@ -26,7 +26,7 @@ from diffusion_cli.report.page import page
 from diffusion_cli.rng import Rng, shuffled
 
 READ = {
-    ("runs", "ls"): {"status.json": 1, "metrics.jsonl": 1},
+    ("runs", "ls"): {"status.json": 1, "metrics.jsonl": 1, "overrides.yaml": 1},
     ("runs", "diff"): {"config.yaml": 1, "environment.json": 1},
     ("report",): {
         **{"status.json": 1, "metrics.jsonl": 2, "config.yaml": 1},

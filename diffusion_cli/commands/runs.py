@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_cli import comparison, records
-from diffusion_cli.apart import age, aligned
+from diffusion_cli.apart import age, aligned, typed
 from diffusion_cli.errors import ConfigError
 from diffusion_cli.paths import shown
 from diffusion_cli.records import Record
@@ -64,10 +64,13 @@ def _list(words: list[str], plain: bool) -> None:
             f"{record.step}",
             f"{record.last['loss']:.4g}" if "loss" in record.last else "",
             age(now - record.time),
+            words if len(words) <= _WIDTH else f"{words[: _WIDTH - 1]}…",
         )
-        for record in found
+        for record, words in zip(found, typed(found), strict=True)
     ]
-    print("\n".join(aligned([("run", "status", "step", "loss", "age"), *rows])))
+    print(
+        "\n".join(aligned([("run", "status", "step", "loss", "age", "typed"), *rows]))
+    )
 
 
 def _all(folder: Path) -> list[Record]:
