@@ -96,7 +96,8 @@ class Model(Denoiser):
         if level.ndim == 0 and level.is_cpu:  # a fill, not a copy to the device
             level = weight.new_full(x.shape[:1], level.item())
         else:
-            level = level.to(weight.device, weight.dtype).expand(x.shape[:1])
+            level = level.to(weight.device, weight.dtype)
+            level = level if level.ndim else level.expand(x.shape[:1])
         with self.around():
             out = self.network(scaled, level, **cond)
         self.inspect(out, len(x))
