@@ -9,6 +9,7 @@ from goals import GOALS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
+from matplotlib.transforms import blended_transform_factory
 
 LINE = 0.19  # inches for a bar or a title
 OWN, THEIRS = "#9aa7b4", "#2f6fb2"  # where we need more, and where they do
@@ -46,11 +47,12 @@ def draw(known: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7.6, LINE * len(found) + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    across = blended_transform_factory(figure.transFigure, axes.transData)
     names = []
     for place, (name, ratio) in enumerate(found):
         if ratio is None:
-            across = axes.get_yaxis_transform()
-            axes.text(0, place, name, transform=across, va="center", bbox=PLAIN)
+            title = axes.text(0.01, place, name, transform=across, va="center")
+            title.set(bbox=PLAIN, weight="bold", size=9, in_layout=False)
             names.append("")
             continue
         middle, low, high = (ratio[key] for key in ("median", "min", "max"))
@@ -66,7 +68,8 @@ def draw(known: dict[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(found) - 0.4, -0.6)
-    axes.set_xlabel("times as much as dcli (processor time, memory or error)")
+    about = "times as much as dcli (processor time, memory or error)"
+    axes.set_xlabel(about, loc="right")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=110)
