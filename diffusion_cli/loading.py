@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from itertools import chain, islice
+from multiprocessing.util import get_temp_dir
 from types import TracebackType
 from typing import NamedTuple
 
@@ -183,7 +184,7 @@ def _loaded(
         pin_memory=device.type == "cuda",
         timeout=PATIENCE if workers else 0,
         generator=torch.Generator(),  # it draws a seed, which must not be a global one
-        worker_init_fn=_silence,
+        worker_init_fn=_begin,
     )
     move = Transfer(device)
     try:
@@ -200,11 +201,13 @@ def _loaded(
         raise WorkerError(f"dataset: a loader worker died: {reason}", hint) from error
 
 
-def _silence(worker: int) -> None:
-    """Let a worker end without a word when the process that it serves is gone.
+def _begin(worker: int) -> None:
+    """Let a worker end without a word or a trace when the process it serves is gone.
 
-    That process says why. The thread that hands over memory would print a traceback.
+    That process says why. The thread that hands over memory would print a traceback,
+    and could make its folder for sockets when the worker has already tidied up.
     """
+    get_temp_dir()
     told = sys.excepthook
 
     def hook(

@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import Any
 
@@ -271,12 +273,28 @@ def test_the_first_batch_is_looked_at() -> None:
 def test_a_worker_left_behind_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[BaseException] = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, at: told.append(error))
-    loading._silence(0)
-    for error in (
-        ConnectionResetError(),
-        BrokenPipeError(),
-        EOFError(),
-        OSError("disk"),
-    ):
+    monkeypatch.setattr(loading, "get_temp_dir", lambda: "")
+    loading._begin(0)
+    gone = (ConnectionResetError(), BrokenPipeError(), EOFError())
+    for error in (*gone, OSError("disk")):
         sys.excepthook(type(error), error, None)
     assert [str(error) for error in told] == ["disk"]
+
+
+def test_a_worker_has_its_folder_from_the_start_and_takes_it_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that made it at the end would make it after all was tidied up."""
+    monkeypatch.delitem(current_process()._config, "tempdir", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    told = tmp_path / "told"
+
+    def work() -> None:
+        loading._begin(0)
+        told.write_text("\n".join(map(str, tmp_path.glob("pymp-*"))))
+
+    worker = get_context("fork").Process(target=work)
+    worker.start()
+    worker.join()
+    (folder,) = told.read_text().splitlines()
+    assert not Path(folder).exists()
