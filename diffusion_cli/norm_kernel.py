@@ -17,6 +17,33 @@ PROGRAMS = 512  # that fill a device; where there are fewer, each has fewer chan
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _columns(
+    groups: tl.tensor, PER: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Group and channel of every column of this program, and whether it has one."""
+    column = tl.arange(0, WIDE)
+    group = tl.program_id(1) * (WIDE // PADDED) + column // PADDED
+    held = (column % PADDED < PER) & (group < groups)
+    return group, group * PER + column % PADDED, held
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _tile(
+    start: tl.tensor,
+    pixels: tl.tensor,
+    channel: tl.tensor,
+    held: tl.tensor,
+    of_channel: tl.tensor,
+    of_pixel: tl.tensor,
+    TALL: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Where the numbers of the next pixels lie in an image, and which there are."""
+    pixel = start + tl.arange(0, TALL)
+    place = pixel[:, None] * of_pixel + channel[None, :] * of_channel
+    return place, (pixel < pixels)[:, None] & held[None, :]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _of_group(values: tl.tensor, PADDED: tl.constexpr) -> tl.tensor:
     """For every channel the sum over its group."""
     wide: tl.constexpr = values.shape[0]
@@ -61,10 +88,7 @@ def _forward(
     TALL: tl.constexpr,
 ) -> None:
     image = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, WIDE)
-    group = tl.program_id(1) * (WIDE // PADDED) + column // PADDED
-    channel = group * PER + column % PADDED
-    held = (column % PADDED < PER) & (group < groups)
+    group, channel, held = _columns(groups, PER, PADDED, WIDE)
     x += image * of_image
     out += image * of_image
     # Less the first number of the group, squares lose no digits to a large mean.
@@ -72,9 +96,7 @@ def _forward(
     total = tl.zeros((WIDE,), tl.float32)
     squares = tl.zeros((WIDE,), tl.float32)
     for start in range(0, pixels, TALL):
-        pixel = start + tl.arange(0, TALL)
-        there = (pixel < pixels)[:, None] & held[None, :]
-        place = pixel[:, None] * of_pixel + channel[None, :] * of_channel
+        place, there = _tile(start, pixels, channel, held, of_channel, of_pixel, TALL)
         read = tl.load(x + place, mask=there, other=0).to(tl.float32)
         read = tl.where(there, read - first[None, :], 0)
         total += tl.sum(read, axis=0)
@@ -84,15 +106,13 @@ def _forward(
     variance = _of_group(squares, PADDED) / count - shift * shift
     rstd = 1 / tl.sqrt(tl.maximum(variance, 0) + eps)
     mean = first + shift
-    once = held & (column % PADDED == 0)
+    once = held & (channel == group * PER)
     tl.store(means + image * groups + group, mean, mask=once)
     tl.store(rstds + image * groups + group, rstd, mask=once)
     scale = rstd * tl.load(gammas + channel, mask=held, other=0).to(tl.float32)
     beta = tl.load(betas + channel, mask=held, other=0).to(tl.float32)
     for start in range(0, pixels, TALL):
-        pixel = start + tl.arange(0, TALL)
-        there = (pixel < pixels)[:, None] & held[None, :]
-        place = pixel[:, None] * of_pixel + channel[None, :] * of_channel
+        place, there = _tile(start, pixels, channel, held, of_channel, of_pixel, TALL)
         read = tl.load(x + place, mask=there, other=0).to(tl.float32)
         z = (read - mean[None, :]) * scale[None, :] + beta[None, :]
         made = z / (1 + tl.exp(-z))
@@ -121,10 +141,7 @@ def _backward(
     TALL: tl.constexpr,
 ) -> None:
     image = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, WIDE)
-    group = tl.program_id(1) * (WIDE // PADDED) + column // PADDED
-    channel = group * PER + column % PADDED
-    held = (column % PADDED < PER) & (group < groups)
+    group, channel, held = _columns(groups, PER, PADDED, WIDE)
     x += image * of_image
     into += image * of_image
     out += image * of_image
@@ -135,9 +152,7 @@ def _backward(
     plain = tl.zeros((WIDE,), tl.float32)
     along = tl.zeros((WIDE,), tl.float32)
     for start in range(0, pixels, TALL):
-        pixel = start + tl.arange(0, TALL)
-        there = (pixel < pixels)[:, None] & held[None, :]
-        place = pixel[:, None] * of_pixel + channel[None, :] * of_channel
+        place, there = _tile(start, pixels, channel, held, of_channel, of_pixel, TALL)
         read = tl.load(x + place, mask=there, other=0).to(tl.float32)
         given = tl.load(into + place, mask=there, other=0).to(tl.float32)
         slope, normal = _slope(read, given, mean, rstd, gamma[None, :], beta)
@@ -150,9 +165,7 @@ def _backward(
     level = (_of_group(plain * gamma, PADDED) / count)[None, :]
     tilt = (_of_group(along * gamma, PADDED) / count)[None, :]
     for start in range(0, pixels, TALL):
-        pixel = start + tl.arange(0, TALL)
-        there = (pixel < pixels)[:, None] & held[None, :]
-        place = pixel[:, None] * of_pixel + channel[None, :] * of_channel
+        place, there = _tile(start, pixels, channel, held, of_channel, of_pixel, TALL)
         read = tl.load(x + place, mask=there, other=0).to(tl.float32)
         given = tl.load(into + place, mask=there, other=0).to(tl.float32)
         slope, normal = _slope(read, given, mean, rstd, gamma[None, :], beta)

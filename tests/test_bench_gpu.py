@@ -131,7 +131,7 @@ def test_an_item_ends_by_itself_when_nobody_kills_it(tmp_path: Path) -> None:
     (tmp_path / "endless.py").write_text(item)
     code = f"""import runpy, sys; sys.path.insert(0, {str(BENCH)!r}); import items
 items.__path__.append({str(tmp_path)!r})
-sys.argv = ["items", "endless", "-9", "picture", "small"]
+sys.argv = ["items", "endless", "-5", "picture", "small"]
 runpy.run_path({str(BENCH / "items" / "__main__.py")!r}, run_name="__main__")"""
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100)

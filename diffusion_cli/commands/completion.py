@@ -38,9 +38,7 @@ compdef _dcli dcli
 """
 SCRIPTS = {"bash": _BASH.lstrip(), "zsh": _ZSH.lstrip()}
 
-_PARTS = (  # of components
-    *("energy", "operator", "weight", "time", "grid", "schedule", "law", "survival"),
-)
+_PARTS = "energy operator weight time grid schedule law survival".split()
 
 
 def run(config: dict[str, Any], overrides: list[str]) -> None:

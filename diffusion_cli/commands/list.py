@@ -68,11 +68,10 @@ def _one(entry: Row, word: str, folders: Sequence[Path]) -> Row:
     if word not in {*files, *known}:
         message = f"{role}: there is no `{word}`{near(word, {*files, *known})}"
         raise ConfigError(message, f"dcli list {role}")
-    node: Row = config.read(files[word]) if word in files else {"name": word}
-    own = node if "name" in node else node.get(role) or {}
-    if registry is None or "name" not in own:  # a recipe
-        return {"role": role, "name": word, "keys": dotted(node)}
-    node = own
+    read: Row = config.read(files[word]) if word in files else {"name": word}
+    node = read if "name" in read else read.get(role) or {}
+    if registry is None or "name" not in node:  # a recipe
+        return {"role": role, "name": word, "keys": dotted(read)}
     cls = registry[node["name"]]
     signature = inspect.signature(cls).parameters.values()
     keys = {
@@ -139,9 +138,8 @@ def _need(registry: Registry[Any], name: str) -> type | None:
     need = getattr(registry[name], "needs", None)
     if not isinstance(need, property):
         return need
-    for path in _files(
-        registry.role, (config.folder(), *plugins.folders())
-    ):  # known when it is built, as its file says
+    folders = (config.folder(), *plugins.folders())
+    for path in _files(registry.role, folders):  # built, it knows, as its file says
         node = config.read(path)
         if node.get("name") == name:
             built: type = registry.build(node, **dict.fromkeys(registry.given)).needs
